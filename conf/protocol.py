@@ -1,0 +1,200 @@
+"""What a stage process is asked and what it answers.
+
+A request is a job; `python -m lightning_modules.fit REQUEST.json` does it. A job's `identity()` is everything that
+enters the mathematics, and its digest is the stage's key; folders, devices, threads and logging stand outside it.
+Lines a stage process writes to stdout are JSON: `{"progress": …}`, `{"answer": …}` or `{"error": {status, message}}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from conf import PLACEMENT, Evaluate, Finetune, Recipe, Split, Strict, Train
+
+Flow = Literal["pretrain", "train", "finetune"]
+
+
+class Inputs(Strict):
+    """The samples a job reads: a folder of shards, which of its sets, and the digests that name its content."""
+
+    shards: str
+    samples_digest: str
+    labels_digest: str
+    split: Split
+    remembered: str | None = None  # the file that remembers which shards were verified
+
+    def identity(self, *, labels: bool = False) -> dict[str, Any]:
+        named = {"samples": self.samples_digest, "split": self.split.model_dump()}
+        return named | ({"labels": self.labels_digest} if labels else {})
+
+
+class Below(Strict):
+    """The finished model a job stands on."""
+
+    folder: str
+    digest: str
+
+
+class TrainJob(Strict):
+    """Train one model; a layer joins the stack below it. Answer: a model directory."""
+
+    do: Literal["train"] = "train"
+    stage: str
+    folder: str = ""
+    spec: dict[str, Any]  # of the new model alone, arguments complete
+    revision: Any
+    below: Below | None
+    hand_up: Literal["mean", "sample"]
+    inputs: Inputs
+    train: Train
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "do": self.do,
+            "spec": self.spec,
+            "revision": self.revision,
+            "below": self.below and self.below.digest,
+            "hand_up": self.hand_up if self.below else "mean",
+            "inputs": self.inputs.identity(),
+            "train": self.train.model_dump(exclude=set(PLACEMENT)),
+            "seed": self.seed,
+        }
+
+
+class FinetuneJob(Strict):
+    """Classifiers from few labels on a finished stack, and their supervised twins, one run after another."""
+
+    do: Literal["finetune"] = "finetune"
+    stage: str
+    folder: str = ""
+    revision: Any
+    below: Below
+    inputs: Inputs
+    finetune: Finetune
+    train: Train  # placement only
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "do": self.do,
+            "revision": self.revision,
+            "below": self.below.digest,
+            "inputs": self.inputs.identity(labels=True),
+            "finetune": self.finetune.model_dump(mode="json"),
+            "precision": self.train.precision,
+            "seed": self.seed,
+        }
+
+
+class EvaluateJob(Strict):
+    """Likelihoods, samples, filters and reconstructions of one finished model."""
+
+    do: Literal["evaluate"] = "evaluate"
+    stage: str
+    folder: str = ""
+    model: Below
+    inputs: Inputs
+    evaluate: Evaluate
+    train: Train  # placement only
+    seed: int
+    revision: int = 1  # of the measurements
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "do": self.do,
+            "revision": self.revision,
+            "model": self.model.digest,
+            "inputs": self.inputs.identity(),
+            "evaluate": self.evaluate.model_dump(),
+            "seed": self.seed,
+        }
+
+
+class SampleJob(Strict):
+    """Draw from a model into a .npy file, and a picture beside it where samples are images."""
+
+    do: Literal["sample"] = "sample"
+    model: str
+    number: int = Field(ge=1)
+    out: str
+    seed: int = 0
+    gibbs_steps: int = 500
+
+
+class EncodeJob(Strict):
+    """Codes of every sample of some shards: one .npy a set, and a manifest of the source's keys."""
+
+    do: Literal["encode"] = "encode"
+    model: str
+    shards: str
+    out: str
+    batch_size: int = 1000
+
+
+Job = TrainJob | FinetuneJob | EvaluateJob | SampleJob | EncodeJob
+
+
+class Description(Strict):
+    """What `plan` must know of a data set: shape of a sample, range of its values, sizes after the split."""
+
+    shape: list[int]
+    low: float | None  # of the scaled values; None: not known before ingest
+    high: float | None
+    sizes: dict[str, int]  # train, validation, test
+    labeled: int  # labeled training samples
+    num_classes: int
+
+
+class PlanJob(Strict):
+    """Check kinds, signatures, widths and ranges; build every model on the meta device; touch no file."""
+
+    do: Literal["plan"] = "plan"
+    recipe: Recipe
+    descriptions: dict[str, Description]
+
+
+class StagePlan(Strict):
+    """One stage as `plan` found it."""
+
+    name: str
+    flow: Flow
+    kind: str
+    spec: dict[str, Any]  # of the new model, arguments complete; for a fine-tuning, of the classifier without its stack
+    revision: Any
+    shape: str  # "784 → 500"
+    parameters: int
+    samples: int
+    steps: int
+    runs: int = 1  # of a fine-tuning
+
+
+class Plan(Strict):
+    stages: list[StagePlan]
+
+
+class Request(Strict):
+    """The content of request.json: jobs done one after another by one process; a finished one is skipped."""
+
+    jobs: list[Job] = Field(min_length=1)
+    parent: int  # process id; the stage dies with it
+    debug: bool = False
+
+
+class Result(Strict):
+    """result.json, written last: the stage is finished, and this is what came of it."""
+
+    stage: str
+    key: str
+    do: str
+    kind: str
+    digest: str  # of what a later stage reads
+    metrics: dict[str, float]
+    model: bool = False  # is there a `model` directory beside this file
+    models: list[dict[str, Any]] = []  # of a fine-tuning: labels, seed, pretrained, path, error, revealed
+    details: dict[str, Any] = {}  # what the report shows beside the metrics: kinds of likelihoods, shapes, sizes
+    steps: int = 0
+    seconds: float
+    placement: dict[str, Any] = {}  # devices, threads, versions: what does not enter the key

@@ -1,0 +1,122 @@
+"""YAML text and `key=value` overrides → a Recipe, or one line that says what is wrong.
+
+PyYAML's C safe loader without aliases (201 bytes of nested ones hold a careless reader for minutes), with duplicate
+keys refused, at most 1 MiB. No includes, no interpolation: a recipe is read from one file, top to bottom.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from conf import Recipe
+from conf.errors import InputError, show
+
+MAX_BYTES = 1 << 20
+
+
+class _Loader(yaml.CSafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {show(key)!r} stands twice in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 reads `on` as true and 1e-3 as text; here only true and false are booleans, and 1e-3 is a number.
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    _FLOAT, re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse(text: str, name: str) -> Any:
+    if len(text.encode()) > MAX_BYTES:
+        raise InputError(f"{show(name)}: longer than {MAX_BYTES} bytes, which no recipe is")
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader's subclass
+    except yaml.YAMLError as error:
+        raise InputError(f"{show(name)}: not readable as YAML: {show(' '.join(str(error).split()), 300)}") from None
+
+
+def override(tree: Any, assignment: str) -> None:
+    """Sets `stages.layer1.train.epochs=1` in the mapping `tree`."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise InputError(f"override {show(assignment)!r}: expected key=value, for example train.batch_size=50")
+    *parents, last = path.split(".")
+    for key in parents:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            raise InputError(f"override {show(path)}: {show(key)!r} is no mapping, so nothing can be set inside it")
+    tree[last] = parse(text, f"override {path}")
+
+
+def read(path: Path, overrides: list[str]) -> Recipe:
+    """Reads and checks a recipe file; errors are InputError, one line each."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"recipe {show(path)}: {reason}; expected a YAML file such as conf/digits.yaml") from None
+    tree = parse(text, str(path))
+    if not isinstance(tree, dict):
+        raise InputError(f"recipe {show(path)}: expected a mapping of name, data, stages …; found {type(tree).__name__}")
+    for assignment in overrides:
+        override(tree, assignment)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"recipe {show(path)}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of a validation as one line: where, what was expected, what was found."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    where = ".".join(place) or "the recipe"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields(place[:-1])
+        close = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"
+        return f"unknown key {show(where)!r}; {hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] in ("value_error", "missing") else f", found {show(repr(first['input']), 60)}"
+    return f"{show(where)}: {show(message, 300)}{found}{more}"
+
+
+def _fields(place: list[str]) -> list[str]:
+    """The keys allowed at a place of the recipe, found by walking the model's own fields."""
+    models: list[Any] = [Recipe]
+    for part in place:
+        found: list[Any] = []
+        for model in models:
+            field = getattr(model, "model_fields", {}).get(part)
+            found += _models_in(field.annotation) if field else [model]
+        models = found
+    return sorted({name for model in models for name in getattr(model, "model_fields", {})})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

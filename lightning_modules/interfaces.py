@@ -1,0 +1,169 @@
+"""The two axes every model is placed on, and what an answer about likelihood must say.
+
+Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
+Axis 2, what it can do: any of `Encodes`, `Layer`, `SamplesHidden`, `Samples`, `HasLogProb`, `RankState`.
+Training asks for axis 1; commands, reports and contract tests ask for axis 2.
+
+Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
+keyword-only and is its whole configuration; arguments out of range raise ValueError. It draws from torch's default
+generator and never seeds. `example()` returns a tiny valid instance and a batch of two samples.
+`x` is (batch, num_visible) float; a model that wants images takes `image_shape` and reshapes by itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+Batch = Tensor | Mapping[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work an estimate may cost."""
+
+    num_samples: int = 100  # importance samples per data point
+    num_chains: int = 100  # AIS runs, or Gibbs chains when sampling
+    num_temperatures: int = 5000  # intermediate distributions of AIS; Gibbs steps when sampling
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """log p(x) in nats with what the number promises.
+
+    `std_error` is that of the mean over the batch that comes from the estimator (not from the choice of data).
+    """
+
+    nats: Tensor  # (batch,)
+    kind: Literal["exact", "lower_bound", "upper_bound", "estimate"]
+    estimator: str
+    effort: Effort
+    std_error: float | None = None
+    effective_sample_size: float | None = None
+
+
+class Fitted(nn.Module, ABC):
+    """What all four ways of fitting share. Not to be inherited directly."""
+
+    revision: ClassVar[int] = 1  # raised with any change of the model's numbers; part of the stage key
+    num_visible: int
+    spec: dict[str, Any]  # {"kind", "arguments"}, completed; set by build, and by nothing else
+
+    @property
+    def visible_range(self) -> tuple[float, float] | None:
+        """The interval data must lie in (Bernoulli units: (0, 1)), or None."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def example(cls) -> tuple[Self, Batch]:
+        """A tiny valid instance and a batch of two samples it accepts."""
+
+
+class Model(Fitted):
+    """Trained by one optimizer on one objective."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Losses:
+        """{"loss": scalar to minimise, then named parts for the curves}; means over the batch, nats per example."""
+
+    def after_step(self) -> None:
+        """Projects parameters onto their constraints after each optimizer step; most models have none."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer's turn within a step. Its gradients touch `parameters` only."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    losses: Callable[[Any], Losses]
+    steps: int = 1
+
+
+class PhasedModel(Fitted):
+    """Several optimizers in turn: a GAN's discriminator and generator, wake and sleep, up and down."""
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]: ...
+
+
+class StreamingModel(Fitted):
+    """Fitted by passes over the data: statistics, PCA, k-means, EM."""
+
+    @abstractmethod
+    def update(self, batch: Batch) -> None: ...
+
+    @abstractmethod
+    def finish(self) -> None: ...
+
+
+class ComposedModel(Fitted):
+    """Put together from trained parts; nothing is left to fit (a deep belief net made of a stack)."""
+
+
+class Encodes(ABC):
+    """Turns data into codes."""
+
+    num_visible: int
+    num_hidden: int
+
+    @abstractmethod
+    def encode(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch, num_hidden): the code's mean, no sampling noise."""
+
+    @property
+    def hidden_range(self) -> tuple[float, float] | None:
+        """The interval codes lie in (sigmoid codes: (0, 1)), or None."""
+        return None
+
+
+class Layer(Encodes):
+    """May stand in a Stack."""
+
+    @abstractmethod
+    def decode(self, h: Tensor) -> Tensor:
+        """(batch, num_hidden) → (batch, num_visible): the way back, a mean."""
+
+
+class SamplesHidden(ABC):
+    """Has stochastic hidden units, so that a layer above may be trained on samples of them."""
+
+    @abstractmethod
+    def sample_hidden(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → one draw of the hidden units, (batch, num_hidden)."""
+
+
+class Samples(ABC):
+    """Draws new data."""
+
+    @abstractmethod
+    def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
+        """→ (num_samples, num_visible). What lies on the pixels is the mean given the last latent draw, where there is one."""
+
+
+class HasLogProb(ABC):
+    """Has a density it can answer for."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
+        """(batch, num_visible) → nats per example, and what they promise."""
+
+
+class RankState(ABC):
+    """State that belongs to a share of the work (persistent chains): tensors whose first dimension is the global chain.
+
+    Right after construction it is the state of all chains; training hands each rank its slice and saves the slices
+    under their global index. Not a registered buffer: DistributedDataParallel would overwrite it with rank 0's.
+    """
+
+    @abstractmethod
+    def rank_state(self) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def load_rank_state(self, state: dict[str, Tensor]) -> None: ...

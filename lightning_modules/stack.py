@@ -1,0 +1,138 @@
+"""A greedy stack of layers: each was trained on the codes of the one below (Hinton, Osindero & Teh 2006, Neural Comput.;
+Bengio et al. 2007, NIPS).
+
+A stack is again a layer. It holds no parameters of its own and fits nothing: training grows it one layer per stage,
+`belief_nets` makes generative models of it, fine-tuning puts an output layer on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Protocol, Self, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.interfaces import ComposedModel, Layer, SamplesHidden
+
+
+@runtime_checkable
+class HasFilters(Protocol):
+    """A layer that can say what each of its hidden units responds to."""
+
+    def filters(self) -> Tensor:
+        """The weights into each hidden unit, (num_hidden, num_visible)."""
+        ...
+
+
+class Stack(ComposedModel, Layer):
+    """Layers in order, the one nearest the data first: h₀ = v, h_k = encode_k(h_{k−1}), code = h_L.
+
+    layers: at least one; each must expect as many visible units as the one below has hidden units, else ValueError.
+    """
+
+    revision = 1
+
+    def __init__(self, *, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("a stack needs at least one layer")
+        for number, (below, above) in enumerate(pairwise(layers), start=2):
+            if above.num_visible != below.num_hidden:
+                raise ValueError(
+                    f"layer {number} expects {above.num_visible} visible units "
+                    f"but layer {number - 1} below it has {below.num_hidden} hidden units"
+                )
+        self.layers = nn.ModuleList(cast(Sequence[nn.Module], layers))
+        self.num_visible = layers[0].num_visible
+        self.num_hidden = layers[-1].num_hidden
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Layer:
+        return cast(Layer, self.layers[index])
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(cast(Sequence[Layer], self.layers))
+
+    @property
+    def visible_range(self) -> tuple[float, float] | None:
+        """That of the lowest layer."""
+        return cast(tuple[float, float] | None, self.layers[0].visible_range)
+
+    @property
+    def hidden_range(self) -> tuple[float, float] | None:
+        """That of the top layer."""
+        return self[-1].hidden_range
+
+    def encode(self, v: Tensor) -> Tensor:
+        """Means through all layers, (batch, num_visible) → (batch, num_hidden)."""
+        for layer in self:
+            v = layer.encode(v)
+        return v
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Means from the top layer down to the data, (batch, num_hidden) → (batch, num_visible)."""
+        for index in reversed(range(len(self))):
+            h = self[index].decode(h)
+        return h
+
+    @torch.no_grad()
+    def hand_up(self, v: Tensor, *, sample: bool) -> Tensor:
+        """What the next layer is trained on, (batch, num_hidden): means, or one draw of every layer's hidden units.
+
+        A layer trained on draws improves the variational bound of the belief net (Hinton, Osindero & Teh 2006, §4);
+        means carry less noise to a classifier. ValueError if draws are asked of a layer without stochastic units.
+        """
+        if not sample:
+            return self.encode(v)
+        for number, layer in enumerate(self, start=1):
+            if not isinstance(layer, SamplesHidden):
+                raise ValueError(f"layer {number} ({type(layer).__name__}) has no stochastic hidden units to sample")
+            v = layer.sample_hidden(v)
+        return v
+
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Makes the untrained twin in place, for comparison with purely supervised training.
+
+        Parameters of two or more dimensions: uniform in ±√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16);
+        all others zero. Buffers (the statistics of a whitening layer) stay.
+        """
+        for parameter in self.parameters():
+            if parameter.ndim >= 2:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                parameter.zero_()
+
+    @torch.no_grad()
+    def filters(self) -> list[Tensor]:
+        """Receptive fields in data space, one (num_hidden_k, num_visible) per layer.
+
+        Layer 1: its own filters. Above: the filters of the layer below, weighted and summed,
+        R_k = filters_k R_{k−1} (Lee, Ekanadham & Ng 2008, §4), which leaves out the nonlinearities between them.
+        """
+        projected: list[Tensor] = []
+        for layer in self:
+            own = _filters(layer)
+            projected.append(own @ projected[-1] if projected else own)
+        return projected
+
+    @classmethod
+    def example(cls) -> tuple[Self, Tensor]:
+        """Two tiny RBMs, and two binary samples."""
+        from lightning_modules.boltzmann import RBM  # a stack itself knows no family of layers
+
+        layers = [RBM(num_visible=6, num_hidden=4), RBM(num_visible=4, num_hidden=3)]
+        return cls(layers=layers), torch.tensor([[1.0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 1]])
+
+
+def _filters(layer: Layer) -> Tensor:
+    """A layer's own filters or, where it offers none, how its decoder answers to each hidden unit alone."""
+    if isinstance(layer, HasFilters):
+        return layer.filters()
+    reference = next(iter(cast(nn.Module, layer).state_dict().values()), torch.zeros(()))
+    units = torch.eye(layer.num_hidden, dtype=reference.dtype, device=reference.device)
+    return layer.decode(units) - layer.decode(torch.zeros_like(units))

@@ -1,0 +1,109 @@
+"""One exponential family of units per class (Welling, Rosen-Zvi & Hinton 2005, NIPS).
+
+A layer of independent units that receive the field η (what is added up before the nonlinearity) has the density
+
+    p(x | η) = exp(log_base(x) + η·T(x) − A(η)),     A(η) = log ∫ exp(log_base(x) + η·T(x)) dx
+
+with the statistic T, the log-partition A, and the mean E[T(x) | η] = ∂A/∂η. A Boltzmann machine's energy is linear in
+the statistics, so that these five functions are all it needs to know of its units. Weights are not here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Units(nn.Module, ABC):
+    """A layer's worth of independent units of one family; the last dimension of every tensor is the unit."""
+
+    value_range: ClassVar[tuple[float, float] | None] = None  # the interval values must lie in
+
+    @abstractmethod
+    def log_base(self, x: Tensor) -> Tensor:
+        """The part of log p that no field changes, summed over units: (batch, num_units) → (batch,), nats."""
+
+    @abstractmethod
+    def statistic(self, x: Tensor) -> Tensor:
+        """T(x), what the weights see: (batch, num_units) → (batch, num_units)."""
+
+    @abstractmethod
+    def log_partition(self, field: Tensor) -> Tensor:
+        """A(η) summed over units: (batch, num_units) → (batch,), nats."""
+
+    @abstractmethod
+    def mean(self, field: Tensor) -> Tensor:
+        """E[T(x) | η], (batch, num_units) → (batch, num_units)."""
+
+    @abstractmethod
+    def draw(self, mean: Tensor) -> Tensor:
+        """One draw of units that have this mean, (batch, num_units) → (batch, num_units)."""
+
+    @abstractmethod
+    def field_of_mean(self, mean: Tensor) -> Tensor:
+        """The field under which units have this mean, the inverse of `mean`, kept finite at the ends of the range."""
+
+    def sample(self, field: Tensor) -> Tensor:
+        """One draw given the field, (batch, num_units) → (batch, num_units)."""
+        return self.draw(self.mean(field))
+
+
+class Bernoulli(Units):
+    """Binary units, p(x = 1 | η) = σ(η), on the counting measure of {0, 1}; T(x) = x, A(η) = softplus(η).
+
+    Intensities in [0, 1] are accepted as the expectations of binary data; their density is that of no distribution.
+    """
+
+    value_range = (0.0, 1.0)
+    smallest_mean: ClassVar[float] = 0.001  # pixels that are never on in the data start at a field of −6.9, not −∞
+
+    def log_base(self, x: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-1])
+
+    def statistic(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_partition(self, field: Tensor) -> Tensor:
+        return functional.softplus(field).sum(-1)
+
+    def mean(self, field: Tensor) -> Tensor:
+        return torch.sigmoid(field)
+
+    def draw(self, mean: Tensor) -> Tensor:
+        return torch.rand_like(mean).lt_(mean)  # 0/1 in the type of mean; a quarter of the time of torch.bernoulli
+
+    def field_of_mean(self, mean: Tensor) -> Tensor:
+        """log p / (1 − p) (Hinton 2010, "A practical guide to training RBMs", §8) for p within [0.001, 0.999]."""
+        return torch.logit(mean, eps=self.smallest_mean)
+
+
+class Gaussian(Units):
+    """Real units of unit variance, x | η ~ N(η, 1), on the standard normal density; T(x) = x, A(η) = η² / 2.
+
+    Data must be standardised: mean 0 and variance 1 per dimension, else the fixed variance does not fit.
+    """
+
+    def log_base(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
+
+    def statistic(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_partition(self, field: Tensor) -> Tensor:
+        return field.square().sum(-1) / 2
+
+    def mean(self, field: Tensor) -> Tensor:
+        return field
+
+    def draw(self, mean: Tensor) -> Tensor:
+        return mean + torch.randn_like(mean)
+
+    def field_of_mean(self, mean: Tensor) -> Tensor:
+        return mean.clone()
+
+
+UNITS: dict[str, type[Units]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
