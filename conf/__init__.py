@@ -107,17 +107,16 @@ class Train(Strict):
     precision: Literal["32", "bf16-mixed"] = "32"
 
     # From here on nothing enters the mathematics or a stage's key.
-    devices: Count = 1  # per node
-    nodes: Count = 1
+    devices: Count = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    threads: Count | None = None  # per process; default: all cores, shared by this node's processes
+    threads: Count | None = None  # per process; default: all cores, shared by the devices
     loader_workers: Annotated[int, Field(ge=0)] = 0
     log_steps: Count = 50  # optimizer steps between two rows of the metrics journal
     checkpoint_steps: Count = 500
 
 
 PLACEMENT = frozenset(
-    ("devices", "nodes", "accelerator", "threads", "loader_workers", "log_steps", "checkpoint_steps")
+    ("devices", "accelerator", "threads", "loader_workers", "log_steps", "checkpoint_steps")
 )  # fields of Train that say where and how a stage runs, not what it computes
 
 
@@ -148,7 +147,7 @@ class Finetune(Strict):
     twin_learning_rate: Annotated[float, Field(gt=0)] | None = None  # default: learning_rate
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     dropout: Share = 0.0
-    input_noise: Share = 0.0  # share of inputs set to 0 in training
+    input_noise: Annotated[float, Field(ge=0)] = 0.0  # standard deviation of noise on the inputs, in units of the data
     twin: bool = True
 
     @field_validator("labels")

@@ -75,7 +75,6 @@ class FinetuneJob(Strict):
     inputs: Inputs
     finetune: Finetune
     train: Train  # placement only
-    seed: int
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -85,7 +84,6 @@ class FinetuneJob(Strict):
             "inputs": self.inputs.identity(labels=True),
             "finetune": self.finetune.model_dump(mode="json"),
             "precision": self.train.precision,
-            "seed": self.seed,
         }
 
 

@@ -76,17 +76,27 @@ def build(spec: Mapping[str, Any]) -> Fitted:
 
 
 def spec_of(model: Fitted) -> Spec:
-    """The completed spec of a model, read from the constructor arguments it stores under their own names."""
+    """The completed spec of a model, read from the constructor arguments it stores under their own names.
+
+    Errors: ValueError for a class that is not in MODELS.
+    """
     kind = _kind_of(type(model))
-    arguments = {name: _as_spec_value(getattr(model, name)) for name in _parameters(MODELS[kind])}
+    parameters = _parameters(MODELS[kind])
+    forgotten = [name for name in parameters if not hasattr(model, name)]
+    if forgotten:
+        raise TypeError(f"{kind} must store its constructor's {', '.join(forgotten)} under the same names")
+    arguments = {name: _as_spec_value(getattr(model, name)) for name in parameters}
     return complete({"kind": kind, "arguments": arguments})
 
 
 def revision(spec: Mapping[str, Any]) -> list[list[Any]]:
     """[[kind, revision], …] of the model and all models inside it, depth first: what a stage key adds to the spec."""
     completed = complete(spec)
-    inner = (part for value in completed["arguments"].values() for part in _specs_in(value))
-    return [[completed["kind"], MODELS[completed["kind"]].revision], *(pair for part in inner for pair in revision(part))]
+    revisions = [[completed["kind"], MODELS[completed["kind"]].revision]]
+    for value in completed["arguments"].values():
+        for inner in _specs_in(value):
+            revisions += revision(inner)
+    return revisions
 
 
 def _complete(spec: Any, path: str) -> Spec:
@@ -94,7 +104,8 @@ def _complete(spec: Any, path: str) -> Spec:
         raise ValueError(f"{path}a model is {{kind, arguments}}, not {show(repr(spec))}")
     kind, given = spec["kind"], spec.get("arguments", {})
     if not isinstance(kind, str) or kind not in MODELS:
-        raise ValueError(f"{path}unknown kind {show(repr(kind))}{_suggestion(kind, MODELS)}; known: {', '.join(MODELS)}")
+        close = _suggestion(kind, MODELS)
+        raise ValueError(f"{path}unknown kind {show(repr(kind))}{close}; known: {', '.join(MODELS)}")
     if not isinstance(given, Mapping):
         raise ValueError(f"{path}{kind}: arguments must be a mapping, not {show(repr(given))}")
     parameters = _parameters(MODELS[kind])
@@ -110,7 +121,7 @@ def _complete(spec: Any, path: str) -> Spec:
     annotations = get_type_hints(MODELS[kind].__init__)
     arguments = {}
     for name, parameter in parameters.items():
-        value = given[name] if name in given else parameter.default
+        value = given.get(name, parameter.default)
         arguments[name] = _checked(value, annotations[name], kind, name, path)
     return {"kind": kind, "arguments": arguments}
 
@@ -243,7 +254,6 @@ def _describe(annotation: _Annotation) -> str:
 # ------------------------------------------------------------------------------------------------ model directories
 
 
-
 def save(model: Fitted, folder: Path, about: Mapping[str, Any]) -> dict[str, str]:
     """Writes a model directory; whatever is interrupted, a folder with `model.json` is whole.
 
@@ -252,7 +262,8 @@ def save(model: Fitted, folder: Path, about: Mapping[str, Any]) -> dict[str, str
     Errors: ValueError for an `about` that uses our field names or is not JSON; OSError from writing.
     """
     spec = spec_of(model)
-    weights = tensors_to_bytes({name: tensor.detach().cpu().clone().contiguous() for name, tensor in _weights(model).items()})
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _weights(model).items()}
+    weights = tensors_to_bytes(tensors)
     weights_sha256 = durable.digest_bytes(weights)
     document = {
         "format": FORMAT,

@@ -1,8 +1,9 @@
 """Generative adversarial networks: a generator learned against a discriminator, no density anywhere.
 
-Goodfellow et al. 2014 (the game, the non-saturating loss of §3); Mescheder, Geiger & Nowozin 2018 (the R1 penalty, which
-makes training converge locally). Symbols: `x` data, `z` ~ N(0, I) the latent, G(z) generated data, D(x) a logit, high
-for data. What is NOT here: batch normalisation, whose running statistics would differ between ranks; other games.
+Goodfellow et al. 2014 (the game, the non-saturating loss of §3); Mescheder, Geiger & Nowozin 2018 (the R1 penalty,
+which makes training converge locally). Symbols: `x` data, `z` ~ N(0, I) the latent, G(z) generated data, D(x) a
+logit, high for data. What is NOT here: other games; batch normalisation, whose running statistics would differ
+between ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class GAN(PhasedModel, Samples):
     generator:      E softplus(−D(G(z)))                                                  (non-saturating)
 
     Arguments: `generator_hidden`, `discriminator_hidden` are widths of hidden layers (leaky rectifiers, slope 0.2,
-    Radford et al. 2016); `r1` ≥ 0 weighs the gradient penalty, 0 leaves it out.
+    Radford et al. 2016); `r1` ≥ 0 weighs the gradient penalty, 0 leaves it out. On 8×8 digits 0.1 beat 1 (samples
+    less sharp) and 0 (classes unevenly covered); Mescheder et al. use 10 for large pictures.
     At the equilibrium D = 0 everywhere: the first two parts are log 2 each.
     """
 
@@ -37,7 +39,7 @@ class GAN(PhasedModel, Samples):
         num_latent: int,
         generator_hidden: Sequence[int] = (256, 256),
         discriminator_hidden: Sequence[int] = (256, 256),
-        r1: float = 1.0,
+        r1: float = 0.1,
     ) -> None:
         super().__init__()
         if min(num_visible, num_latent, *generator_hidden, *discriminator_hidden) < 1:

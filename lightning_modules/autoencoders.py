@@ -1,7 +1,7 @@
 """Autoencoders: codes learned by reconstructing the data, or the clean data behind a corrupted copy.
 
 Bourlard & Kamp 1988 (linear autoencoders and PCA); Vincent et al. 2008, 2010 (denoising). Symbols: `v` the data,
-ṽ the corrupted data, `h` the code. What is NOT here: stacking (`stack.py`), variational autoencoders (`variational.py`).
+ṽ the corrupted data, `h` the code. What is NOT here: stacking (`stack.py`), variational ones (`variational.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Autoencoder(Model, Layer):
         if noise_level < 0 or (noise != "gaussian" and noise_level > 1):
             raise ValueError(f"noise_level must be 0 or more, and a share at most 1, not {noise_level}")
         if (noise == "none") != (noise_level == 0):
-            raise ValueError(f"noise {noise!r} and noise_level {noise_level} contradict each other; set both or neither")
+            raise ValueError(f"noise {noise!r} and noise_level {noise_level} contradict each other")
         self.num_visible, self.num_hidden = num_visible, num_hidden
         self.activation, self.tied, self.loss = activation, tied, loss
         self.noise, self.noise_level = noise, noise_level

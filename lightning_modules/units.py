@@ -47,6 +47,10 @@ class Units(nn.Module, ABC):
     def field_of_mean(self, mean: Tensor) -> Tensor:
         """The field under which units have this mean, the inverse of `mean`, kept finite at the ends of the range."""
 
+    def log_prob(self, x: Tensor, field: Tensor) -> Tensor:
+        """log p(x | η) summed over units: (batch, num_units) twice → (batch,), nats."""
+        return self.log_base(x) + (field * self.statistic(x)).sum(-1) - self.log_partition(field)
+
     def sample(self, field: Tensor) -> Tensor:
         """One draw given the field, (batch, num_units) → (batch, num_units)."""
         return self.draw(self.mean(field))

@@ -1,0 +1,135 @@
+"""Raw inputs → samples, one kind per file.
+
+A source has up to three sets, `train`, `validation` and `test`; one that does not say otherwise is all `train`. A sample
+is an array of one shape and dtype for the whole source; the value a model sees is stored / scale. Labels are class
+numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
+(data/splits.py) and writing anything (data/ingest.py).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+import conf
+from conf.errors import InputError, show
+from data import durable
+
+SETS = ("train", "validation", "test")  # in the order of their global sample numbers
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source holds, known before anything is written.
+
+    sets: samples per set; labeled: how many of them have a label; shape of one sample, channels first; dtype as numpy
+    names it; value = stored / scale; low, high: bounds of the values (not of the stored numbers); classes: names, a
+    label is a position in them; content: SHA-256 of all that ingest will read, whatever the files are called.
+    """
+
+    kind: str
+    sets: dict[str, int]
+    labeled: dict[str, int]
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float
+    low: float
+    high: float
+    classes: tuple[str, ...]
+    content: str
+
+    @property
+    def num_values(self) -> int:
+        """Values per sample: the number of visible units of a model that reads it flat."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"shape": list(self.shape), "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Description:
+        """The inverse of to_json. Errors: TypeError, KeyError for anything else."""
+        return cls(**value | {"shape": tuple(value["shape"]), "classes": tuple(value["classes"])})
+
+
+class RawSource(ABC):
+    """Samples where they come from, in an order that depends on nothing but the content.
+
+    A kind implements the abstract methods; `describe` and `require_unchanged` are final.
+    """
+
+    revision: ClassVar[int] = 1  # raised with any change of the numbers a kind gives; part of `content`
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Cheap and fresh at every call: changes when a file is added, removed, renamed or written. Errors: InputError."""
+
+    @abstractmethod
+    def labels(self, set_name: str) -> np.ndarray:
+        """(n,) int64 class numbers of a set, −1 where missing; in the order of `samples`."""
+
+    @abstractmethod
+    def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """(source key, stored array) of the samples start … stop − 1 of a set, in a fixed order.
+
+        The key is a path relative to the source or a row number, unique in its set. Errors: InputError, naming the key.
+        """
+
+    @abstractmethod
+    def _describe(self) -> Description: ...
+
+    def describe(self) -> Description:
+        """Reads the source once and checks it. Errors: InputError, one line naming file and sample."""
+        if not hasattr(self, "_described"):
+            seen = self.fingerprint()
+            self._described, self._seen = self._describe(), seen
+            self.require_unchanged()
+        return self._described
+
+    def require_unchanged(self) -> None:
+        """Raises InputError if the source is no longer what `describe` saw (somebody is still writing it)."""
+        if self.fingerprint() != self._seen:
+            del self._described
+            raise InputError("the source's files changed while they were read; run again once nobody writes them")
+
+
+def open_source(source: conf.Source) -> RawSource:
+    """The source a recipe names. Reads nothing yet."""
+    if source.kind == "digits":
+        from data.sources.digits import Digits
+
+        return Digits()
+    if source.kind == "idx":
+        from data.sources.idx import Idx
+
+        return Idx(Path(source.path))
+    if source.kind == "arrays":
+        from data.sources.arrays import Arrays
+
+        return Arrays(source)
+    from data.sources.images import Images
+
+    return Images(Path(source.path), size=(source.size[0], source.size[1]), channels=source.channels)
+
+
+def fingerprint_files(root: Path, files: list[Path], settings: Any = None) -> str:
+    """Digest of path, size, mtime_ns and inode of each file, and of the settings that decide what is read from them."""
+    rows = []
+    for file in sorted(files):
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise unreadable(file, error) from None
+        rows.append([str(file), status.st_size, status.st_mtime_ns, status.st_ino])
+    return durable.digest_value([str(root.absolute()), settings, rows])
+
+
+def unreadable(path: Path, error: OSError) -> InputError:
+    """The InputError for a raw file or folder that the operating system will not give."""
+    return InputError(f"{show(path)}: {(error.strerror or str(error)).lower()}; expected a readable file or folder")

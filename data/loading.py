@@ -1,0 +1,150 @@
+"""Where shards become batches: exact epochs whose order is a pure function of (samples, seed, epoch).
+
+A rank's share of a step is a pure function of the step and (rank, world size), and the position is just the step, so a
+run resumes at once, exactly, and with any number of ranks and loader workers. What is NOT here: reading (data/shards.py)
+and anything a model does with a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from conf.errors import InputError, show
+from data.shards import Reader, check
+from data.splits import draw_order
+
+
+class Step(NamedTuple):
+    """What one rank sees of one optimizer step."""
+
+    number: int  # of the step, over all epochs, from 0
+    share: float  # samples here × ranks / samples of the step: weights a rank's loss so that averaging over ranks is exact
+    x: Tensor  # (b, num_values) float32; b may be 0
+    label: Tensor | None  # (b,) int64
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0 … num_samples − 1."""
+    return draw_order(num_samples, "epoch", seed, epoch)
+
+
+def piece(step_samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """A rank's part of a step's samples: world_size consecutive pieces whose sizes differ by at most one."""
+    start, stop = (len(step_samples) * r // world_size for r in (rank, rank + 1))
+    return step_samples[start:stop]
+
+
+class Batches(IterableDataset[Step]):
+    """The steps start_step … total_steps − 1 of one rank, in one pass over all epochs.
+
+    An epoch of N samples has ⌈N / B⌉ steps for a global batch B. Worker w of W yields every W-th step from start_step + w
+    on, which DataLoader's round-robin puts in order again.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        samples: np.ndarray,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        total_steps: int,
+        rank: int,
+        world_size: int,
+        labeled: bool,
+    ) -> None:
+        self.reader, self.samples, self.batch_size, self.seed = reader, samples, batch_size, seed
+        self.start_step, self.total_steps, self.rank, self.world_size = start_step, total_steps, rank, world_size
+        self.labels = reader.labels()[samples] if labeled else None
+
+    def __iter__(self) -> Iterator[Step]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        steps_per_epoch = -(-len(self.samples) // self.batch_size)
+        order, epoch = np.zeros(0, np.int64), -1
+        for number in range(self.start_step + first, self.total_steps, stride):
+            if number // steps_per_epoch != epoch:
+                epoch = number // steps_per_epoch
+                order = epoch_order(len(self.samples), self.seed, epoch)
+            start = number % steps_per_epoch * self.batch_size
+            yield self._step(number, order[start : start + self.batch_size])
+
+    def _step(self, number: int, places: np.ndarray) -> Step:
+        """places: positions in `samples` of the whole step."""
+        mine = piece(places, self.rank, self.world_size)
+        x = torch.from_numpy(self.reader.values(self.samples[mine]))
+        label = torch.from_numpy(self.labels[mine]) if self.labels is not None else None
+        return Step(number, len(mine) * self.world_size / len(places), x, label)
+
+
+class ShardData(pl.LightningDataModule):
+    """Training batches from a chosen set of samples.
+
+    shards: a finished folder; samples: global numbers of the set to train on (all of them labeled if `labeled`);
+    batch_size: global, shared by all ranks, at most the number of samples; epochs: passes over the samples; seed: of the
+    order; loader_workers: processes that read ahead; remembered: see data.verification.check. Set `start_step` before
+    fit to go on from there; train with max_epochs=1, the loader passes over all epochs by itself.
+    Errors: InputError (no samples, no labels), Damaged.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: Path,
+        samples: np.ndarray,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        labeled: bool = False,
+        loader_workers: int = 0,
+        remembered: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.reader = Reader(shards)
+        self.samples = np.sort(np.asarray(samples, np.int64))
+        if not len(self.samples):
+            sets = ", ".join(f"{name} {summary.samples}" for name, summary in self.reader.manifest.sets.items())
+            raise InputError(f"{show(shards)}: no samples to train on; samples per set of the source: {sets}")
+        missing = int((self.reader.labels()[self.samples] < 0).sum()) if labeled else 0
+        if missing:
+            raise InputError(f"{show(shards)}: {missing} of {len(self.samples)} samples to train on have no label")
+        self.shards, self.seed, self.labeled, self.remembered = Path(shards), seed, labeled, remembered
+        self.batch_size = min(batch_size, len(self.samples))
+        self.loader_workers = loader_workers
+        self.steps_per_epoch = -(-len(self.samples) // self.batch_size)
+        self.total_steps = epochs * self.steps_per_epoch
+        self.start_step = 0
+
+    def prepare_data(self) -> None:
+        """Once per node, before training: verifies what is not remembered as verified."""
+        check(self.shards, self.remembered)
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        trainer = self.trainer
+        batches = Batches(
+            reader=self.reader,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            start_step=self.start_step,
+            total_steps=self.total_steps,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world_size=trainer.world_size if trainer is not None else 1,
+            labeled=self.labeled,
+        )
+        return DataLoader(
+            batches, batch_size=None, num_workers=self.loader_workers, pin_memory=torch.cuda.is_available()
+        )
+
+    def examples(self, samples: np.ndarray, limit: int | None = None) -> Tensor:
+        """(n, num_values) float32: the first `limit` of these samples, in their order."""
+        return torch.from_numpy(self.reader.values(np.asarray(samples, np.int64)[:limit]))

@@ -1,0 +1,130 @@
+"""The door to shards: write (`ingest`), verify (`check`, `verify`), describe (`Manifest`), read (`Reader`). No torch.
+
+The reader memory-maps the tars and slices their fixed-size members a batch at a time. Each sample's CRC-32 is checked
+the first time a process touches it; an index, a label file or a list of keys is checked against its SHA-256 as it is
+opened. What is NOT here: order, batches and tensors (data/loading.py).
+"""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from conf.errors import Damaged, show
+from data.ingest import ingest
+from data.manifest import REPAIR, Manifest, Shard
+from data.verification import Finding, check, verify
+
+__all__ = ["Finding", "Manifest", "Reader", "Shard", "check", "ingest", "verify"]
+
+MAX_OPEN = 256  # shards mapped at a time: a process may open 1,024 files by default
+
+
+class Reader:
+    """Random access to the samples of a finished folder, by global sample number.
+
+    Cheap to open, cheap to send to another process (which maps and checks for itself). Errors, at opening and reading:
+    InputError (no finished shards), Damaged (naming shard and sample).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self._layout = self.manifest.layout
+        self._firsts = np.array([shard.first for shard in self.manifest.shards])
+        self._unchecked = np.ones(self.manifest.num_samples, bool)
+        self._num_unchecked = self.manifest.num_samples
+        self._maps: OrderedDict[int, tuple[mmap.mmap, np.ndarray]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Reader], tuple[Path]]:
+        return Reader, (self.folder,)
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """(n, *shape) samples as stored, in the order of `indices` (n,), global sample numbers; repeats allowed."""
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+            raise IndexError(f"sample numbers must lie in 0 … {len(self) - 1}")
+        result = np.empty((len(indices), *self._layout.shape), self._layout.dtype)
+        owners = np.searchsorted(self._firsts, indices, side="right") - 1
+        order = np.argsort(owners, kind="stable")
+        cuts = np.flatnonzero(np.diff(owners[order])) + 1
+        for places in np.split(order, cuts) if len(order) else []:
+            owner = int(owners[places[0]])
+            values = self._open(owner)[1]
+            if self._num_unchecked:
+                self._check(owner, indices[places])
+            result[places] = values[indices[places] - self._firsts[owner]]
+        return result
+
+    def values(self, indices: np.ndarray) -> np.ndarray:
+        """(n, num_values) float32 = stored / scale."""
+        stored = self.read(indices).reshape(len(indices), -1)
+        return np.divide(stored, np.float32(self.manifest.scale), dtype=np.float32, casting="unsafe")
+
+    def labels(self, set_name: str | None = None) -> np.ndarray:
+        """(n,) int64 class numbers of a set, or of all samples by global number; −1 where missing."""
+        if set_name is not None:
+            return self.manifest.labels(set_name)
+        return self._all_labels
+
+    def keys(self, set_name: str) -> list[str]:
+        """The source keys of a set's samples."""
+        return list(self.manifest.keys(set_name))
+
+    @cached_property
+    def _all_labels(self) -> np.ndarray:
+        return np.concatenate([self.manifest.labels(name) for name in self.manifest.sets])
+
+    def _open(self, owner: int) -> tuple[mmap.mmap, np.ndarray]:
+        """A shard's bytes and its values (n, *shape), mapped."""
+        if owner in self._maps:
+            self._maps.move_to_end(owner)
+            return self._maps[owner]
+        shard = self.manifest.shards[owner]
+        path = self.folder / shard.name
+        expected = self._layout.shard_size(shard.count)
+        try:
+            with path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            reason = "is empty" if isinstance(error, ValueError) else (error.strerror or str(error)).lower()
+            raise Damaged(f"{show(path)}: {reason}; {REPAIR}") from None
+        if len(content) != expected:
+            raise Damaged(f"{show(path)}: expected {expected} bytes, found {len(content)}; {REPAIR}")
+        if len(self._maps) >= MAX_OPEN:
+            self._maps.popitem(last=False)
+        self._maps[owner] = content, self._layout.decode(memoryview(content), shard.count)
+        return self._maps[owner]
+
+    def _check(self, owner: int, indices: np.ndarray) -> None:
+        """Compares the CRC of members this process has not touched yet with the index."""
+        fresh = indices[self._unchecked[indices]]
+        if not len(fresh):
+            return
+        shard = self.manifest.shards[owner]
+        rows = self._crcs(owner)
+        content, length = memoryview(self._maps[owner][0]), self._layout.length
+        starts = (fresh - shard.first) * self._layout.stride + 512
+        found = [zlib.crc32(content[start : start + length]) for start in starts.tolist()]
+        wrong = fresh[rows[fresh - shard.first] != found]
+        if len(wrong):
+            raise Damaged(f"{show(self.folder / shard.name)}: sample {wrong[0]:08d} differs from its checksum; {REPAIR}")
+        self._unchecked[fresh] = False
+        self._num_unchecked = int(self._unchecked.sum())
+
+    def _crcs(self, owner: int) -> np.ndarray:
+        if owner not in self._known_crcs:
+            self._known_crcs[owner] = self.manifest.index(self.manifest.shards[owner])["crc32"].copy()
+        return self._known_crcs[owner]
+
+    @cached_property
+    def _known_crcs(self) -> dict[int, np.ndarray]:
+        return {}

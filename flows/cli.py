@@ -1,0 +1,298 @@
+"""The `strata` command: what a person types, and one `error:` line when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from conf import Recipe
+from conf.errors import InputError, OutputError, StrataError, show
+from flows.engine import Interrupted
+
+EPILOG = "Exit status: 0 done, 2 wrong input, 3 busy, 4 damaged, 5 diverged, 6 output not writable, 130/143 stopped."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{show(message, 300)}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="strata", description="Raw data → pretrained models, one recipe at a time.", epilog=EPILOG)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, do: Callable[[argparse.Namespace], dict[str, Any]], help: str, example: str) -> Any:
+        text = f"example:\n  strata {example}"
+        raw = argparse.RawDescriptionHelpFormatter
+        found = commands.add_parser(name, help=help, description=help, epilog=text, formatter_class=raw)
+        found.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+        found.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        found.set_defaults(do=do)
+        return found
+
+    def out(found: Any) -> None:
+        found.add_argument("--out", type=Path, default=Path("runs"), help="stages, reports, databases (default: runs)")
+
+    def recipe(found: Any) -> None:
+        found.add_argument("recipe", type=Path, help="a YAML file, such as conf/digits.yaml")
+        found.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the recipe")
+
+    found = command("run", _run, "run a recipe, or go on where it stopped", "run conf/digits.yaml seed=1 --out runs")
+    recipe(found)
+    out(found)
+    found = command("check", _check, "validate a recipe and print its plan", "check conf/mnist_dbn.yaml")
+    recipe(found)
+    found = command("ingest", _ingest, "raw data → verified shards", "ingest idx /data/mnist --out shards/mnist")
+    found.add_argument("kind", help="digits, idx, arrays or images")
+    found.add_argument("path", nargs="?", help="file or folder; digits needs none")
+    found.add_argument("settings", nargs="*", metavar="key=value", help="the source's other fields, such as size=[28,28]")
+    found.add_argument("--out", type=Path, required=True, help="the folder of shards")
+    found.add_argument("--shard-size", type=int, default=10_000, help="samples per shard")
+    found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
+    found.add_argument("shards", type=Path)
+    found = command("evaluate", _evaluate, "measure a model on shards", "evaluate MODEL --shards shards/mnist")
+    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("--shards", type=Path, required=True)
+    found.add_argument("settings", nargs="*", metavar="key=value", help="fields of a recipe's evaluate block")
+    found = command("sample", _sample, "draw from a model", "sample MODEL -n 100 --out samples.npy")
+    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("-n", "--number", type=int, default=64)
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--out", type=Path, required=True, help="a .npy file; pictures get a .png beside it")
+    found = command("encode", _encode, "codes of all samples of some shards", "encode MODEL --shards DIR --out codes")
+    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("--shards", type=Path, required=True)
+    found.add_argument("--out", type=Path, required=True, help="a folder: one .npy a set")
+    out(command("sync", _sync, "send MLflow what it has not received yet", "sync --out runs"))
+    found = command("ui", _ui, "serve Prefect and MLflow on loopback", "ui --out runs")
+    out(found)
+    found.add_argument("--prefect-port", type=int, default=None)
+    found.add_argument("--mlflow-port", type=int, default=None)
+    found = command("deploy", _deploy, "schedule a recipe", 'deploy conf/digits.yaml --cron "0 3 * * *"')
+    recipe(found)
+    out(found)
+    found.add_argument("--cron", required=True, help='when, such as "0 3 * * *" for three every night')
+    found.add_argument("--name", default=None, help="of the deployment (default: the recipe's)")
+    return parser
+
+
+# --- commands: arguments → what --json prints ---------------------------------------------------------------------
+
+
+def _read(arguments: argparse.Namespace) -> Recipe:
+    from conf.reading import read
+
+    return read(arguments.recipe, arguments.overrides)
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.engine import RecipeRun, prepare
+    from flows.progress import Reporter
+
+    recipe = _read(arguments)
+    prepared = prepare(recipe, arguments.out)
+    reporter = Reporter(silent=arguments.json)
+    text = arguments.recipe.read_text("utf-8")
+    run = RecipeRun(prepared, arguments.out, reporter, text, arguments.overrides, arguments.debug)
+    reporter.line(f"strata: {arguments.recipe} → {run.folder}")
+    if run.look():
+        for step in run.steps:
+            reporter.step(step)
+        reporter.line("every stage is cached")
+    else:
+        _work(run)
+    answer = run.answer()
+    _close(run, arguments.out)
+    return answer
+
+
+def _work(run: Any) -> None:
+    """Through Prefect's flows where a server answers, plainly where none does."""
+    from flows import servers
+    from flows.opening import opened
+
+    run.out.mkdir(parents=True, exist_ok=True)
+    os.environ.update({k: v for k, v in servers.prefect_environment(run.out).items() if k not in os.environ})
+    with opened(run.recipe, run.out, run=run):
+        with servers.prefect_for_a_run(run.out) as (api, problem):
+            if problem:
+                run.reporter.line(problem)
+            if api is not None:
+                os.environ["PREFECT_API_URL"] = api
+                from flows.pipeline import through_prefect
+
+                through_prefect(run)
+        run.do_rest()
+
+
+def _close(run: Any, out: Path) -> None:
+    from flows import tracking
+
+    line = run.reporter.line
+    line(f"report      {run.folder / 'report.html'}")
+    if url := tracking.url(run.out, run.name):
+        line(f"MLflow run  {url}")
+    line(f"both UIs    strata ui --out {out}")
+
+
+def _check(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.engine import prepare
+
+    prepared = prepare(_read(arguments), Path(os.devnull).parent / "strata-check-writes-nothing")
+    if not arguments.json:
+        for name, found in prepared.descriptions.items():
+            shape, sizes = "×".join(map(str, found.shape)), ", ".join(f"{n:,} {s}" for s, n in found.sizes.items())
+            print(f"{name}: samples of {shape}; {sizes}; {found.labeled:,} labeled for training")
+        head = ("stage", "flow", "kind", "shape", "parameters", "samples", "steps")
+        rows = [
+            (s.name, s.flow, s.kind, s.shape, f"{s.parameters:,}", f"{s.samples:,}", f"{s.steps:,}")
+            for s in prepared.plan.stages
+        ]
+        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+        for row in [head, *rows]:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return prepared.plan.model_dump(mode="json")
+
+
+def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pydantic import TypeAdapter, ValidationError
+
+    from conf import Source
+    from conf.reading import explain, override
+    from data.ingest import ingest
+    from data.sources import open_source
+    from flows.progress import Reporter
+
+    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": arguments.path} if arguments.path else {})
+    for assignment in arguments.settings:
+        override(tree, assignment)
+    try:
+        settings: Any = TypeAdapter(Source).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(f"ingest: {explain(error)}") from None
+    reporter = Reporter(silent=arguments.json)
+    with reporter.bar("ingest", "samples") as progress:
+        manifest = ingest(
+            open_source(settings),
+            arguments.out,
+            shard_size=arguments.shard_size,
+            progress=lambda done, of: progress({"done": done, "of": of}),
+        )
+    sets = {name: found.samples for name, found in manifest.sets.items()}
+    reporter.line(f"{arguments.out}: {sets}, {len(manifest.shards)} shards, samples {manifest.samples_digest[:12]}")
+    return {"out": str(arguments.out), "sets": sets, "samples_digest": manifest.samples_digest}
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    from conf.errors import Damaged
+    from data.shards import Manifest, verify
+
+    findings = verify(arguments.shards)
+    harmful = [finding for finding in findings if not finding.harmless]
+    if not arguments.json:
+        for finding in findings:
+            print(finding)
+    if harmful:
+        lost = len({number for finding in harmful for number in finding.samples})
+        raise Damaged(
+            f"{show(arguments.shards)}: {len(harmful)} of its files are damaged, {lost} samples affected; "
+            f"ingest the source again into this folder to mend it"
+        )
+    number = Manifest.load(arguments.shards).num_samples
+    if not arguments.json:
+        print(f"{arguments.shards}: {number:,} samples, every byte as written")
+    return {"samples": number, "findings": [str(finding) for finding in findings]}
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.model_commands import evaluate
+
+    return evaluate(arguments.model, arguments.shards, arguments.settings, silent=arguments.json)
+
+
+def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.model_commands import sample
+
+    return sample(arguments.model, arguments.number, arguments.seed, arguments.out, silent=arguments.json)
+
+
+def _encode(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.model_commands import encode
+
+    return encode(arguments.model, arguments.shards, arguments.out, silent=arguments.json)
+
+
+def _sync(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows import tracking
+
+    found = tracking.sync(arguments.out)
+    if not arguments.json:
+        for run, rows, complete, error in found:
+            print(f"{run}: {rows:,} rows sent, {'complete' if complete else error or 'not complete'}")
+    failed = [error for _, _, complete, error in found if not complete and error]
+    if failed:
+        raise StrataError(failed[0])
+    return {"runs": [{"run": run, "rows": rows, "complete": complete} for run, rows, complete, _ in found]}
+
+
+def _ui(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.ui import serve
+
+    return serve(arguments.out, arguments.prefect_port, arguments.mlflow_port)
+
+
+def _deploy(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.scheduling import deploy
+
+    return deploy(_read(arguments), arguments.out, arguments.cron, arguments.name)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise Interrupted(number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, does, and says `error: …` in one line; the exit status is the error class's."""
+    argv = sys.argv[1:] if argv is None else argv
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    os.umask(0o077)
+    try:
+        arguments = _parser().parse_args(argv)
+        answer = arguments.do(arguments)
+        if arguments.json:
+            print(json.dumps(answer, ensure_ascii=False))
+        return 0
+    except StrataError as error:
+        return _fail(error, str(error), error.status, "--debug" in argv)
+    except Interrupted as stop:
+        return _fail(stop, f"stopped by {stop}; run the same command again to go on", 128 + stop.number, False)
+    except KeyboardInterrupt as stop:
+        return _fail(stop, "stopped by SIGINT; run the same command again to go on", 130, False)
+    except OSError as error:
+        message = f"{show(error.filename or 'output')}: {error.strerror or error}"
+        return _fail(error, message, OutputError.status, "--debug" in argv)
+    except Exception as error:
+        return _fail(error, f"a bug in strata: {type(error).__name__}: {show(error, 300)}", 1, "--debug" in argv)
+
+
+def _fail(error: BaseException, message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""`strata evaluate`, `sample` and `encode`: a model directory at work, each in a stage process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from conf import Evaluate, Split, Train
+from conf.errors import Damaged, InputError, show
+from conf.protocol import Below, EncodeJob, EvaluateJob, Inputs, Job, SampleJob
+from conf.reading import explain, override
+from data import durable
+from data.shards import check
+from flows.progress import Reporter
+from flows.stage import run_jobs
+
+
+def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) -> dict[str, Any]:
+    """Measures a model on the test set of some shards; writes nothing that stays."""
+    tree: dict[str, Any] = {}
+    for assignment in settings:
+        override(tree, assignment)
+    try:
+        asked = Evaluate.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"evaluate: {explain(error)}") from None
+    digest = _digest(model)
+    manifest = check(shards)
+    inputs = Inputs(
+        shards=str(manifest.folder.absolute()),
+        samples_digest=manifest.samples_digest,
+        labels_digest=manifest.labels_digest,
+        split=Split(),
+    )
+    with tempfile.TemporaryDirectory(prefix="strata-") as folder:
+        job = EvaluateJob(
+            stage="evaluate", folder=folder, model=Below(folder=str(model.absolute()), digest=digest),
+            inputs=inputs, evaluate=asked, train=Train(), seed=0,
+        )  # fmt: skip
+        _do("evaluate", job, Path(folder), silent)
+        result = durable.read_json(Path(folder) / "result.json")
+    if not silent:
+        for name, value in result["metrics"].items():
+            print(f"{name:<24} {value:.4f}")
+        for entry in result["details"]["likelihoods"]:
+            error = f" ± {entry['std_error']:.3f}" if entry["std_error"] is not None else ""
+            print(f"{entry['set']} log p(x): {entry['nats']:.3f}{error} nats, {entry['kind'].replace('_', ' ')}, "
+                  f"{entry['estimator']}, binarization: {entry['binarization']}, {entry['num_examples']:,} samples")  # fmt: skip
+    return {"model": str(model), "metrics": result["metrics"], "likelihoods": result["details"]["likelihoods"]}
+
+
+def sample(model: Path, number: int, seed: int, out: Path, *, silent: bool) -> dict[str, Any]:
+    """Draws from a model into OUT.npy."""
+    _digest(model)
+    if number < 1:
+        raise InputError(f"-n {number}: expected at least 1")
+    target = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
+    return _answer("sample", SampleJob(model=str(model.absolute()), number=number, out=str(target), seed=seed), silent)
+
+
+def encode(model: Path, shards: Path, out: Path, *, silent: bool) -> dict[str, Any]:
+    """Codes of every sample of some shards into OUT/SET.npy."""
+    _digest(model)
+    check(shards)
+    job = EncodeJob(model=str(model.absolute()), shards=str(shards.absolute()), out=str(out.absolute()))
+    return _answer("encode", job, silent)
+
+
+def _answer(name: str, job: Job, silent: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="strata-") as folder:
+        answer = _do(name, job, Path(folder), silent)
+    if not silent:
+        for path in answer["written"]:
+            print(path)
+    return answer
+
+
+def _do(name: str, job: Job, folder: Path, silent: bool) -> dict[str, Any]:
+    with Reporter(silent=silent).bar(name, "samples") as progress:
+        return run_jobs(name, [job], folder / "request.json", folder / "log.txt", progress)
+
+
+def _digest(model: Path) -> str:
+    path = model / "model.json"
+    if not path.is_file():
+        raise InputError(f"{show(model)}: expected a model directory (with model.json), found none; a run names its models")
+    try:
+        return str(durable.read_json(path)["digest"])
+    except (ValueError, KeyError):
+        raise Damaged(f"{show(path)}: cannot be read; train the stage again or restore the file") from None
+
+

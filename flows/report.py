@@ -1,0 +1,446 @@
+"""What lies under OUT/<run> and OUT/stages → one self-contained HTML page. Draws, never computes models.
+
+One function a section; a section that has nothing to show is left out, so the page of a failed or half-done run shows
+what there is. Under each section stands how to read it. Every string from outside is escaped; pictures are data URIs,
+curves inline SVG; nothing is loaded from anywhere. What is NOT here: pixels and lines (flows/pictures.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from conf import journal
+from conf.protocol import Result
+from data import durable
+from flows import pictures
+
+KINDS = {
+    "exact": ("", "exact: every term of the sum was summed"),
+    "lower_bound": ("≥ ", "lower bound: the true value is at least this, up to sampling error"),
+    "upper_bound": ("≤ ", "upper bound: the true value is at most this, up to sampling error"),
+    "estimate": ("≈ ", "estimate: neither bound nor exact"),
+}
+AIS = "estimate: annealed importance sampling finds log Z too small on average, so this number flatters the model"
+_USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of run.json and the result in its folder, if there is one."""
+
+    row: dict[str, Any]
+    folder: Path
+    result: Result | None
+
+    @property
+    def name(self) -> str:
+        """An evaluation bears the name of the stage it measures."""
+        return str(self.row["evaluates"] or self.row["name"])
+
+    def figure(self, name: str) -> dict[str, pictures.Array]:
+        return pictures.arrays(self.folder / "figures" / f"{name}.npz")
+
+
+@dataclass(frozen=True)
+class Run:
+    record: dict[str, Any]
+    stages: list[Stage]
+
+    @property
+    def evaluations(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage.row["flow"] == "evaluate"]
+
+
+def load(out: Path, run: str) -> Run:
+    record = durable.read_json(out / run / "run.json")
+    folders = [out / row["folder"] for row in record["stages"]]
+    return Run(record, [Stage(row, at, result(at)) for row, at in zip(record["stages"], folders, strict=True)])
+
+
+def result(folder: Path) -> Result | None:
+    """A stage's result; None while there is none (or none that can be read)."""
+    try:
+        return Result.model_validate_json((folder / "result.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write(out: Path, run: str) -> Path:
+    """Draws OUT/<run>/report.html anew → its path. Errors: OSError."""
+    path = out / run / "report.html"
+    durable.write_bytes(path, page(load(out, run)).encode())
+    return path
+
+
+def page(run: Run) -> str:
+    style = Path(__file__).with_suffix(".css").read_text()
+    parts = (header, what_ran, curves, filters, reconstructions, samples, likelihoods, few_labels, recipe, provenance)
+    body = "\n".join(filter(None, (part(run) for part in parts)))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(run.record['run'])} · strata</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n<footer>Drawn by strata from the files of this run. One file; it loads nothing.</footer>"
+        "\n</main>\n</body>\n</html>\n"
+    )
+
+
+# --- words and numbers -----------------------------------------------------------------------------------------------
+
+
+def text(value: object) -> str:
+    """Escaped for HTML, without the user:password@ of an address."""
+    return escape(public(str(value)))
+
+
+def public(value: str) -> str:
+    """`https://user:password@host` → `https://host`, wherever it stands in a text."""
+    return _USERINFO.sub("", value)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits, a real minus sign; a dash where there is no number."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def with_error(value: float, std_error: float | None, digits: int = 3) -> str:
+    """`20.4 ± 0.4`: one digit of the error, two where it begins with 1, 2 or 3 (the Particle Data Group's rule)."""
+    if not std_error or not math.isfinite(std_error):
+        return number(value, digits)
+    power = math.floor(math.log10(std_error))
+    places = max(0, -power + (1 if std_error / 10.0**power < 3.55 else 0))
+    return f"{value:,.{places}f} ± {std_error:.{places}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+# --- pieces of HTML --------------------------------------------------------------------------------------------------
+
+
+def section(title: str, body: str, note: str = "") -> str:
+    reading = f'<p class="note"><b>How to read this.</b> {note}</p>' if note else ""
+    return f"<section>\n<h2>{title}</h2>\n{body}\n{reading}\n</section>"
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Columns (heading, class) and rows (class, cells); cells are HTML already. Scrolls in a box of its own."""
+    head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in columns)
+    lines = []
+    for kind, cells in rows:
+        data = "".join(f'<td class="{c}">{cell}</td>' for (_, c), cell in zip(columns, cells, strict=True))
+        lines.append(f'<tr class="{kind}">{data}</tr>')
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def card(caption: str, small: str, content: str) -> str:
+    return f"<figure><figcaption>{caption}<small>{small}</small></figcaption>{content}</figure>"
+
+
+def image(content: bytes, alt: str) -> str:
+    return f'<img alt="{text(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+def cards(content: Sequence[str]) -> str:
+    return f'<div class="cards">{"".join(content)}</div>'
+
+
+# --- the sections, from top to bottom --------------------------------------------------------------------------------
+
+
+def header(run: Run) -> str:
+    record = run.record
+    began = text(str(record["started"])[:16].replace("T", " ") + (" UTC" if "+00:00" in record["started"] else ""))
+    about = f"run <code>{text(record['run'])}</code> · began {began} · {duration(record['seconds'] or 0)}"
+    badge = f'<span class="badge {text(record["status"])}">{text(record["status"])}</span>'
+    error = f'<p class="error">{text(record["error"])}</p>' if record.get("error") else ""
+    lead = f'<p class="lead">{summary(run)}</p>'
+    return f'<header>\n<h1>{text(record["name"])} {badge}</h1>\n<p class="about">{about}</p>\n{error}{lead}\n</header>'
+
+
+def summary(run: Run) -> str:
+    """What ran and the headline numbers, in words."""
+    jobs = [stage for stage in run.stages if stage.row["flow"] not in ("ingest", "evaluate")]
+    done = [stage for stage in jobs if stage.row["status"] == "finished"]
+    verbs = {"pretrain": "pretrained {} greedily, layer by layer", "train": "trained {}", "finetune": "fine-tuned {}"}
+    said = []
+    for flow, verb in verbs.items():
+        names = [f"{text(stage.name)} ({text(stage.row['kind'])})" for stage in done if stage.row["flow"] == flow]
+        if names:
+            said.append(verb.format(listed(names)))
+    sizes = [shards["sizes"].get("train", 0) for shards in run.record.get("shards", {}).values()]
+    sentences = [f"From {sum(sizes):,} training samples this run {listed(said)}." if said else "No stage finished yet."]
+    if len(done) < len(jobs):
+        sentences.append(f"{len(done)} of {len(jobs)} stages were finished; what there is stands below.")
+    for stage in done:
+        if stage.result and (labels := _labels(stage.result)):
+            sentences.append(_gain_in_words(stage.result.metrics, labels[0]))
+    values = [
+        f"{text(stage.name)} {KINDS.get(found['kind'], ('', ''))[0]}{number(found['nats'], 4)} "
+        f"({text(found['kind'].replace('_', ' '))})"
+        for stage, found in _likelihoods(run)
+    ]
+    if values:
+        sentences.append(f"Log-likelihood of a held-out sample in nats: {listed(values)}.")
+    cached = sum(bool(stage.row.get("cached")) for stage in run.stages)
+    if cached:
+        sentences.append(f"{cached} of {len(run.stages)} stages had been computed before and were reused.")
+    return " ".join(sentences)
+
+
+def _gain_in_words(metrics: dict[str, float], labels: str) -> str:
+    ours, twin, gain = f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"
+    sentence = f"With {labels} labels the pretrained classifier errs on {_with_error(metrics, ours)} % of test samples"
+    if twin not in metrics or gain not in metrics:
+        return sentence + "."
+    other, difference = _with_error(metrics, twin), _with_error(metrics, gain)
+    return f"{sentence}, its supervised twin on {other} %: a paired gain of {difference} points."
+
+
+def _with_error(metrics: dict[str, float], name: str) -> str:
+    return with_error(metrics[name], metrics.get(f"{name}/std_error")) if name in metrics else "–"
+
+
+def what_ran(run: Run) -> str:
+    columns = [("stage", "tight"), ("what", "tight"), ("kind", "tight"), ("shape", ""), ("parameters", "number"),
+               ("samples", "number"), ("steps", "number"), ("time", "number"), ("state", "tight")]  # fmt: skip
+    rows = []
+    for stage in run.stages:
+        found = stage.result
+        details = found.details if found else {}
+        evaluation = stage.row["flow"] == "evaluate"
+        samples = details.get("num_examples") if evaluation else _training_samples(run, stage)
+        state = text(stage.row["status"]) + (" · cached" if stage.row.get("cached") else "")
+        cells = [
+            text(stage.name) if evaluation else f"<b>{text(stage.name)}</b>", text(stage.row["flow"]),
+            text(stage.row["kind"]), text(str(stage.row.get("what") or "–").split(", ")[0]),
+            f"{details['parameters']:,}" if "parameters" in details else "–", f"{samples:,}" if samples else "–",
+            f"{found.steps:,}" if found and found.steps else "–", duration(stage.row.get("seconds") or 0),
+            f'<span class="{text(stage.row["status"])}">{state}</span>',
+        ]  # fmt: skip
+        rows.append(("side" if evaluation or stage.row["flow"] == "ingest" else "", cells))
+    note = (
+        "One row a stage, in the order it ran. A cached stage was computed before by a run with the same key and was "
+        "not computed again; its time is then the time to find it."
+    )
+    return section("What ran", table(columns, rows), note)
+
+
+def _training_samples(run: Run, stage: Stage) -> int | None:
+    """Of the data set a stage reads: its own, that of the stage below it, or the only one."""
+    shards, stages = run.record.get("shards", {}), run.record["recipe"].get("stages", {})
+    name: str | None = stage.name
+    while name in stages and not stages[name].get("data") and stages[name].get("on"):
+        name = stages[name]["on"]
+    chosen = stages.get(name, {}).get("data") or (stage.name if stage.name in shards else next(iter(shards), None))
+    return shards.get(chosen, {}).get("sizes", {}).get("train")
+
+
+def curves(run: Run) -> str:
+    charts, legend = [], ["train"]
+    for stage in run.stages:
+        rows, _ = journal.read(stage.folder / "journal.jsonl")
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for row in rows:
+            for name, value in row["metrics"].items():
+                part, _, quantity = name.partition("/")
+                if quantity and quantity != "learning_rate":
+                    panels.setdefault(quantity, {"train": [], "validation": []}).setdefault(part, [])
+                    panels[quantity][part].append((row["step"], value))
+        for quantity, series in panels.items():
+            words = quantity.replace("_", " ").replace("/", " ")
+            chart = pictures.curves(series, f"{words} of {stage.name}", "optimizer step", words)
+            if chart:
+                charts.append(card(f"<b>{text(stage.name)}</b> · {text(words)}", "", chart))
+                legend = ["train", "validation"] if series["validation"] else legend
+    note = (
+        "Training objectives should fall and flatten, and validation should follow training: where it turns up again "
+        "the model has begun to memorise. Two exceptions. The loss of an RBM under contrastive divergence is a "
+        "difference of free energies that hovers around a small number and says little; its reconstruction error and "
+        "likelihood say more. A GAN's two losses play against each other: good is that neither runs away. "
+        "Long curves are averaged in bins."
+    )
+    return section("Training curves", pictures.legend(legend) + cards(charts), note) if charts else ""
+
+
+def filters(run: Run) -> str:
+    shown = []
+    for stage in run.evaluations:
+        content = pictures.figure("filters", stage.figure("filters"))
+        if content:
+            picture = image(content, f"filters of {stage.name}")
+            shown.append(card(f"<b>{text(stage.name)}</b>", text(stage.row["kind"]), picture))
+    note = (
+        "What a hidden unit looks for, drawn as a picture of the data: red raises it, blue lowers it, white does not "
+        "matter. One colour scale a layer, symmetric around zero. Good filters are local and different from each other "
+        "(strokes, edges, then larger parts in higher layers); noise, or many copies of one picture, means too little "
+        "training or dead units."
+    )
+    return section("Learned filters", cards(shown), note) if shown else ""
+
+
+def reconstructions(run: Run) -> str:
+    shown = []
+    for stage in run.evaluations:
+        content = pictures.figure("reconstructions", stage.figure("reconstructions"))
+        if content:
+            picture = image(content, f"originals above reconstructions of {stage.name}")
+            shown.append(card(f"<b>{text(stage.name)}</b>", "the reconstruction under each original", picture))
+    note = (
+        "Held-out samples, encoded and decoded again. Good: the same sample, a little smoother. A reconstruction that "
+        "shows another class, or the same blur for every sample, means the code has lost what mattered. A sharp "
+        "reconstruction alone is no proof of a good model of the data."
+    )
+    return section("Reconstructions", cards(shown), note) if shown else ""
+
+
+def samples(run: Run) -> str:
+    shown, seen = [], set()
+    for stage in run.evaluations:
+        drawn = pictures.figure("samples", stage.figure("samples"))
+        if not drawn:
+            continue
+        data = pictures.figure("data", stage.figure("data"))
+        if data and data not in seen:
+            seen.add(data)
+            shown.append(card("<b>real data</b>", "held out, for comparison", image(data, "real data")))
+        picture = image(drawn, f"samples from {stage.name}")
+        shown.append(card(f"<b>{text(stage.name)}</b>", f"samples · {text(stage.row['kind'])}", picture))
+    note = (
+        "Drawn by each model from nothing, not chosen, on the same scale as the real data beside them. Good: hard to "
+        "tell from the real ones, and as varied. Look for repeats (a GAN that has collapsed), for blur (typical of a "
+        "VAE, which shows means) and for a class that is missing. Judging by eye is not a measurement: no claim is "
+        "made beyond the numbers in the tables."
+    )
+    return section("Samples beside real data", cards(shown), note) if shown else ""
+
+
+def _likelihoods(run: Run) -> list[tuple[Stage, dict[str, Any]]]:
+    measured = [stage for stage in run.evaluations if stage.result]
+    return [(s, found) for s in measured if s.result for found in s.result.details.get("likelihoods", [])]
+
+
+def likelihoods(run: Run) -> str:
+    columns = [("model", "tight"), ("log-likelihood, nats", "number"), ("what the number is", "wide"),
+               ("estimator", ""), ("effective<br>sample size", "number"), ("binari&shy;zation", ""),
+               ("split", "tight"), ("examples", "number")]  # fmt: skip
+    rows = []
+    for stage, found in _likelihoods(run):
+        sign, words = KINDS.get(found["kind"], ("", text(found["kind"])))
+        estimator = str(found["estimator"])
+        annealed = found["kind"] == "estimate" and re.search(r"\bais\b|anneal", estimator, re.IGNORECASE)
+        rows.append(("", [
+            f"<b>{text(stage.name)}</b>", sign + with_error(found["nats"], found.get("std_error"), 5),
+            AIS if annealed else words, text(estimator), number(found.get("effective_sample_size")),
+            text(found["binarization"]), text(found["split"]), f"{found['num_examples']:,}",
+        ]))  # fmt: skip
+    note = (
+        "Mean log-probability of a held-out sample; higher (closer to zero) is better. Compare two rows only if "
+        "binarization, split and examples agree, and keep in mind what each number promises: a lower bound can hide a "
+        "better model, an estimate by annealing can praise a worse one. ± is the standard error that comes from the "
+        "estimator, not from the choice of test samples. A small effective sample size means that few of the "
+        "draws carry the estimate: trust it less. A GAN has no likelihood and no row."
+    )
+    return section("Likelihoods", table(columns, rows), note) if rows else ""
+
+
+def _labels(result: Result) -> list[str]:
+    """The numbers of labels a fine-tuning was run with, fewest first, `all` last."""
+    found = [name.partition("@")[2] for name in result.metrics if re.fullmatch(r"test/error@\w+", name)]
+    return sorted(found, key=lambda labels: float(labels) if labels.isdigit() else math.inf)
+
+
+def few_labels(run: Run) -> str:
+    columns = [("labels", "number"), ("pretrained, % error", "number"), ("supervised twin, % error", "number"),
+               ("paired gain, points", "number"), ("seeds", "number")]  # fmt: skip
+    body = []
+    for stage in run.stages:
+        if not stage.result or not (counts := _labels(stage.result)):
+            continue
+        metrics, groups, rows = stage.result.metrics, {}, []
+        for labels in counts:
+            runs: dict[int, dict[bool, float]] = {}
+            for model in stage.result.models:
+                if str(model["labels"]) == labels:
+                    runs.setdefault(model["seed"], {})[bool(model["pretrained"])] = float(model["error"])
+            groups[labels] = [(pair[True], pair.get(False)) for pair in runs.values() if True in pair]
+            names = [f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"]
+            values = [_with_error(metrics, name) for name in names]
+            rows.append(("", [text(labels), *values, str(len(runs) or "–")]))
+        plot = pictures.paired(groups, "revealed labels", "test error, %")
+        if plot:
+            plot = f'<figure class="plot">{pictures.legend(["pretrained", "supervised twin"])}{plot}</figure>'
+        body.append(f"<h3>{text(stage.name)}</h3>" + table(columns, rows) + plot)
+    note = (
+        "The pretrained classifier starts from the stack learned without labels; its supervised twin is the same net "
+        "from random weights, trained on the same revealed labels with equal care. Mean ± standard error over seeds; a "
+        "seed draws the labels and the new weights. The gain is paired (twin minus pretrained, same seed), so it is "
+        "surer than the two columns look. Good: a gain of more than three standard errors, shrinking as labels "
+        "increase. In the plot a dot is a seed, a thin line joins the pair, a wide mark is the mean."
+    )
+    return section("Few labels", "".join(body), note) if body else ""
+
+
+def recipe(run: Run) -> str:
+    overrides = [f"<code>{text(item)}</code>" for item in run.record.get("overrides", [])]
+    changed = f"<p>Changed on the command line: {listed(overrides)}.</p>" if overrides else ""
+    return section("Recipe", f"<pre>{text(run.record.get('recipe_text', ''))}</pre>{changed}")
+
+
+def provenance(run: Run) -> str:
+    shards = []
+    for name, content in run.record.get("shards", {}).items():
+        sizes = ", ".join(f"{part} {size:,}" for part, size in content["sizes"].items())
+        digests = (_digest(content.get(digest)) for digest in ("samples_digest", "labels_digest"))
+        shape = "×".join(map(str, content["shape"]))
+        shards.append(("", [f"<b>{text(name)}</b>", text(shape), text(sizes), *digests, f"<code>{text(content['folder'])}</code>"]))
+    stages = []
+    for stage in run.stages:
+        placement = stage.result.placement if stage.result else {}
+        where = ", ".join(f"{key} {value}" for key, value in _flat(placement).items())
+        digest = _digest(stage.result.digest if stage.result else None)
+        name = f"<b>{text(stage.name)}</b> {text(stage.row['flow'])}"
+        stages.append(("", [name, _digest(stage.row["key"]), digest, text(where) or "–"]))
+    names = ("data", "shape", "samples", "samples digest", "labels digest", "folder")
+    shard_columns = [(name, "tight" if name != "samples" else "") for name in names]
+    stage_columns = [("stage", "tight"), ("key", "tight"), ("digest of its result", "tight"), ("computed with", "wide")]
+    body = table(shard_columns, shards) + "<br>" if shards else ""
+    note = (
+        "A key names everything that enters a stage's mathematics: model, settings, seed, data and the stages below. "
+        "Equal keys on the same machine type give equal results, byte for byte on a CPU; where and how it was computed "
+        "stands in the last column. Digests are SHA-256, cut to twelve digits (the whole one is the tooltip)."
+    )
+    return section("Provenance", body + table(stage_columns, stages), note)
+
+
+def _digest(value: object) -> str:
+    return f'<code title="{text(value)}">{text(str(value)[:12])}</code>' if value else "–"
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value) if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,50 @@
+"""`strata deploy`: a recipe as a scheduled Prefect deployment on the running server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from conf import Recipe
+from conf.errors import InputError, show
+from flows import servers
+from flows.engine import prepare
+
+POOL = "strata"
+
+
+def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, Any]:
+    """Registers the deployment and prints the one line that starts a worker for it.
+
+    Errors: InputError when the recipe or the cron line is wrong, or no Prefect server answers.
+    """
+    out = out.absolute()
+    prepare(recipe, out)
+    api = os.environ.get("PREFECT_API_URL") or servers.known_server(out)
+    if api is None or not servers.answers(api):
+        raise InputError(
+            f"deploy needs a running Prefect server; start one with `strata ui --out {show(out)}` or set PREFECT_API_URL"
+        )
+    os.environ.update(servers.prefect_environment(out) | {"PREFECT_API_URL": api})
+    from prefect.deployments.runner import EntrypointType
+    from prefect.schedules import Cron
+
+    from flows.pipeline import create_pool, run
+
+    try:
+        schedule = Cron(cron)
+    except ValueError as error:
+        raise InputError(f"--cron {show(cron)}: {show(error)}; expected five fields, such as '0 3 * * *'") from None
+    create_pool(POOL)
+    deployment = run.to_deployment(
+        name=name or recipe.name,
+        schedule=schedule,
+        parameters={"recipe": recipe.model_dump(mode="json"), "out": str(out)},
+        work_pool_name=POOL,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    identity = deployment.apply()
+    worker = f"PREFECT_API_URL={api} PREFECT_HOME={out / 'prefect'} prefect worker start --pool {POOL}"
+    print(f"deployed run/{name or recipe.name}, schedule {cron}\nstart a worker with\n  {worker}")
+    return {"deployment": f"run/{name or recipe.name}", "id": str(identity), "worker": worker}

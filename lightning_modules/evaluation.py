@@ -1,0 +1,203 @@
+"""What a finished model is worth: log-likelihood with what the number promises, reconstructions, filters, samples.
+
+Also `sample` and `encode`, the commands of the same names. Figures are arrays (figures/NAME.npz); the report draws.
+Every likelihood is printed with its kind, estimator, standard error, binarization and split, because numbers that
+differ in one of these cannot be compared (Salakhutdinov & Murray 2008; Theis et al. 2016).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import lightning_modules as registry
+from conf.errors import InputError
+from conf.protocol import EncodeJob, EvaluateJob, SampleJob
+from data import durable
+from data.shards import Reader
+from data.splits import partition
+from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Samples
+from lightning_modules.stack import Stack
+from lightning_modules.training import seed_torch
+
+NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS = 64, 100, 16
+EXAMPLES_AT_A_TIME = 2000
+Tell = Callable[[dict[str, Any]], None]
+Measured = tuple[str, dict[str, float], dict[str, Any]]
+
+
+@torch.no_grad()
+def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
+    """→ kind of the model, metrics, details; writes the figures."""
+    folder = Path(job.folder)
+    model = registry.load(Path(job.model.folder)).eval()
+    reader = Reader(Path(job.inputs.shards))
+    parts = partition(reader, job.inputs.split)
+    name = next((name for name in ("test", "validation", "train") if len(parts[name])), "train")
+    x = torch.from_numpy(reader.values(parts[name][: job.evaluate.num_examples]))
+    metrics: dict[str, float] = {}
+    details: dict[str, Any] = {"set": name, "num_examples": len(x), "likelihoods": []}
+
+    density = _density(model)
+    if density is not None:
+        seed_torch(job.seed, "evaluate", "log_prob")
+        entry = _likelihood(density, x, name, job)
+        details["likelihoods"].append(entry)
+        metrics[f"{name}/log_prob"] = entry["nats"]
+    decode = getattr(model, "decode", None)
+    if isinstance(model, Encodes) and decode is not None:
+        squared = [((decode(model.encode(part)) - part) ** 2).sum(dim=1) for part in x.split(EXAMPLES_AT_A_TIME)]
+        metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
+        shown = x[:NUM_RECONSTRUCTIONS]
+        _figure(folder, "reconstructions", reader, originals=shown, reconstructions=decode(model.encode(shown)))
+    if isinstance(model, Stack):
+        filters = model.filters()[-1]
+        order = filters.norm(dim=1).argsort(descending=True)[:NUM_FILTERS].sort().values
+        _figure(folder, "filters", reader, images=filters[order])
+    sampler = density if isinstance(density, Samples) else model
+    if isinstance(sampler, Samples):
+        seed_torch(job.seed, "evaluate", "sample")
+        drawn = sampler.sample(NUM_SAMPLES, effort=Effort(num_temperatures=job.evaluate.gibbs_steps))
+        _figure(folder, "samples", reader, images=drawn)
+        _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
+    return _kind(model), metrics, details
+
+
+def _kind(model: Fitted) -> str:
+    top = model[-1] if isinstance(model, Stack) else model
+    return str(registry.spec_of(top)["kind"])  # type: ignore[arg-type]
+
+
+def _density(model: Fitted) -> HasLogProb | None:
+    """The model, or a stack's only layer; a higher layer's density is one of codes, which compares with nothing."""
+    if isinstance(model, Stack):
+        only = model[0]
+        return only if len(model) == 1 and isinstance(only, HasLogProb) else None
+    return model if isinstance(model, HasLogProb) else None
+
+
+def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob) -> dict[str, Any]:
+    settings = job.evaluate
+    binarization = "none"
+    binary = bool(((x == 0) | (x == 1)).all())
+    if getattr(density, "visible_range", None) == (0.0, 1.0):
+        binarization = "data are binary" if binary else settings.binarize
+        if not binary and settings.binarize == "sample":
+            seed_torch(job.seed, "evaluate", "binarize")
+            x = torch.bernoulli(x)
+        elif not binary and settings.binarize == "threshold":
+            x = (x > 0.5).to(x.dtype)
+    effort = Effort(settings.num_samples, settings.num_chains, settings.num_temperatures)
+    found = density.log_prob(x, effort=effort)
+    return {
+        "set": set_name,
+        "nats": float(found.nats.double().mean()),
+        "kind": found.kind,
+        "estimator": found.estimator,
+        "std_error": found.std_error,
+        "effective_sample_size": found.effective_sample_size,
+        "binarization": binarization,
+        "split": f"{set_name}, first {len(x)}",
+        "num_examples": len(x),
+        "effort": {
+            "num_samples": effort.num_samples,
+            "num_chains": effort.num_chains,
+            "num_temperatures": effort.num_temperatures,
+        },
+    }
+
+
+def _figure(folder: Path, name: str, reader: Reader, **rows: Tensor) -> None:
+    """figures/NAME.npz: pictures (n, h, w[, c]) where a sample is one, else vectors (n, d)."""
+    shape = reader.manifest.image_shape
+    arrays = {}
+    for key, values in rows.items():
+        array = values.detach().float().cpu().numpy()
+        if shape is None:
+            arrays["vectors" if key == "images" else key] = array
+            continue
+        array = array.reshape(len(array), *shape)  # channels first where there are any
+        arrays[key] = array if array.ndim == 3 else array[:, 0] if shape[0] == 1 else np.moveaxis(array, 1, -1)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    durable.write_bytes(folder / "figures" / f"{name}.npz", buffer.getvalue())
+
+
+@torch.no_grad()
+def sample(job: SampleJob) -> dict[str, Any]:
+    """Draws from a model → OUT.npy (number, num_visible), and OUT.png where a sample is square."""
+    model = registry.load(Path(job.model)).eval()
+    density = _density(model)
+    sampler = density if isinstance(density, Samples) else model
+    if not isinstance(sampler, Samples):
+        raise InputError(f"{job.model}: a {_kind(model)} does not draw samples; rbm, dbn, vae and gan do")
+    seed_torch(job.seed, "sample")
+    drawn = sampler.sample(job.number, effort=Effort(num_temperatures=job.gibbs_steps)).float().numpy()
+    out = Path(job.out)
+    buffer = io.BytesIO()
+    np.save(buffer, drawn, allow_pickle=False)
+    durable.write_bytes(out, buffer.getvalue())
+    written = [str(out)]
+    side = round(drawn.shape[1] ** 0.5)
+    if side * side == drawn.shape[1]:
+        picture = out.with_suffix(".png")
+        _write_grid(picture, drawn.reshape(-1, side, side))
+        written.append(str(picture))
+    return {"written": written, "number": len(drawn), "width": drawn.shape[1]}
+
+
+def _write_grid(path: Path, images: np.ndarray) -> None:
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    height, width = images.shape[1:]
+    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1), np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        grid[top : top + height, left : left + width] = (255 * image.clip(0, 1)).round()
+    scale = max(1, 600 // max(grid.shape))
+    buffer = io.BytesIO()
+    Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST).save(
+        buffer, "PNG"
+    )
+    durable.write_bytes(path, buffer.getvalue())
+
+
+@torch.no_grad()
+def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
+    """Codes of every sample → OUT/SET.npy (samples, num_hidden) float32, in shard order, and codes.json written last."""
+    model = registry.load(Path(job.model)).eval()
+    if not isinstance(model, Encodes):
+        raise InputError(f"{job.model}: a {_kind(model)} has no codes; layers, stacks, dbn, vae and classifiers do")
+    reader = Reader(Path(job.shards))
+    width = reader.manifest.num_values
+    if width != model.num_visible:
+        raise InputError(f"{job.shards}: a sample has {width} values, but {job.model} expects {model.num_visible}")
+    out, total, done = Path(job.out), reader.manifest.num_samples, 0
+    files = {}
+    for name in reader.manifest.sets:
+        samples = np.array(reader.manifest.numbers(name), np.int64)
+        with durable.writing(out / f"{name}.npy") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(samples), model.num_hidden)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(samples), job.batch_size):
+                some = samples[start : start + job.batch_size]
+                codes = model.encode(torch.from_numpy(reader.values(some)))
+                file.write(codes.float().numpy().astype("<f4").tobytes())
+                done += len(some)
+                tell({"progress": {"done": done, "of": total, "loss": float("nan")}})
+        files[f"{name}.npy"] = {"samples": len(samples), "sha256": durable.digest_file(out / f"{name}.npy")}
+    about = {
+        "model": durable.read_json(Path(job.model) / "model.json")["digest"],
+        "shards": reader.manifest.samples_digest,
+        "num_hidden": model.num_hidden,
+        "files": files,
+    }
+    durable.write_json(out / "codes.json", about)
+    return {"written": [str(out / name) for name in [*files, "codes.json"]], "num_hidden": model.num_hidden}

@@ -1,0 +1,198 @@
+"""`plan`: everything about a recipe that can be wrong before a file is written or a number computed.
+
+Kinds and arguments against the constructors' signatures, widths from the data up, ranges of values, enough labels;
+every model is built on the meta device, so a plan costs no memory. Errors: InputError, one line naming the stage.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+import lightning_modules as registry
+from conf import Recipe, Stage
+from conf.errors import InputError
+from conf.protocol import Description, Flow, Plan, PlanJob, StagePlan
+from lightning_modules.classifier import Classifier
+from lightning_modules.interfaces import ComposedModel, Encodes, Fitted, Layer, Samples, SamplesHidden
+from lightning_modules.stack import Stack
+
+
+def plan(job: PlanJob) -> Plan:
+    recipe = job.recipe
+    stacks: dict[str, Stack] = {}
+    stages = []
+    for name, stage in recipe.stages.items():
+        description = job.descriptions[recipe.origin(name)]
+        below = stacks.get(stage.on) if stage.on else None
+        if stage.on and below is None:
+            raise InputError(
+                f"stage {name} stands on {stage.on}, a {recipe.stages[stage.on].model.kind}, which is no layer; "  # type: ignore[union-attr]
+                f"a stack is made of layers (rbm, autoencoder)"
+            )
+        if description.sizes["train"] == 0:
+            raise InputError(f"stage {name}: there are no training samples (sets: {description.sizes})")
+        if stage.finetune is not None:
+            assert below is not None
+            stages.append(_plan_finetune(recipe, name, description, below))
+            continue
+        model, found = _plan_model(recipe, name, stage, description, below)
+        stages.append(found)
+        if isinstance(model, Layer):
+            stacks[name] = Stack(layers=[*(below or []), model])
+    return Plan(stages=stages)
+
+
+def _plan_model(
+    recipe: Recipe, name: str, stage: Stage, description: Description, below: Stack | None
+) -> tuple[Fitted, StagePlan]:
+    assert stage.model is not None
+    kind, arguments = stage.model.kind, stage.model.arguments
+    width = below.num_hidden if below else _product(description.shape)
+    takes = _signature(name, kind)
+    composed = "stack" in takes
+    if composed:
+        if below is None:
+            raise InputError(f"stage {name}: a {kind} is made of a stack; say which one, `on: STAGE`")
+        spec: dict[str, Any] = {"kind": kind, "arguments": arguments | {"stack": registry.spec_of(below)}}
+    else:
+        filled = {"num_visible": width} | arguments if "num_visible" in takes else arguments
+        spec = {"kind": kind, "arguments": filled}
+    try:
+        with torch.device("meta"):
+            model = registry.build(spec)
+    except ValueError as error:
+        raise InputError(f"stage {name}: {error}") from None
+    spec = registry.complete(spec)
+    if model.num_visible != (below.num_visible if composed and below else width):
+        raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")
+    if below is not None and not composed:
+        _check_stands_on(name, stage, kind, model, below)
+    settings = recipe.training(name)
+    if not composed:
+        _check_range(name, kind, model, stage, description, below)
+        if settings.binarize == "sample" and not _within(_range(description), (0.0, 1.0)):
+            raise InputError(f"stage {name}: train.binarize needs data in [0, 1], found {_text(_range(description))}")
+    fitted = not isinstance(model, ComposedModel)
+    batch = min(settings.batch_size, description.sizes["train"])
+    if composed:
+        spec = {"kind": kind, "arguments": {k: v for k, v in spec["arguments"].items() if k != "stack"}}
+    return model, StagePlan(
+        name=name,
+        flow=_flow(model),
+        kind=kind,
+        spec=spec,
+        revision=registry.revision({"kind": kind, "arguments": arguments | {"stack": registry.spec_of(below)}})
+        if composed and below
+        else registry.revision(spec),
+        shape=_shape(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        samples=description.sizes["train"] if fitted else 0,
+        steps=settings.epochs * -(-description.sizes["train"] // batch) if fitted else 0,
+    )
+
+
+def _plan_finetune(recipe: Recipe, name: str, description: Description, below: Stack) -> StagePlan:
+    finetune = recipe.stages[name].finetune
+    assert finetune is not None
+    if description.num_classes < 2:
+        raise InputError(f"stage {name}: fine-tuning needs labels of two classes or more, found {description.num_classes}")
+    if description.sizes["test"] == 0:
+        raise InputError(f"stage {name}: there is no test set to measure errors on; set data.split.test")
+    for number in finetune.labels:
+        if number != "all" and number > description.labeled:
+            raise InputError(
+                f"stage {name}: finetune.labels asks for {number} labels, "
+                f"but there are {description.labeled} labeled training samples"
+            )
+    with torch.device("meta"):
+        classifier = Classifier(stack=below, num_classes=description.num_classes)
+    spec = registry.spec_of(classifier)
+    runs = sum(finetune.per_labels("seeds", number) for number in finetune.labels) * (2 if finetune.twin else 1)
+    steps = sum(
+        finetune.per_labels("seeds", number)
+        * finetune.per_labels("epochs", number)
+        * -(-(description.labeled if number == "all" else number) // finetune.batch_size)
+        for number in finetune.labels
+    )
+    return StagePlan(
+        name=name,
+        flow="finetune",
+        kind="classifier",
+        spec={"kind": "classifier", "arguments": {k: v for k, v in spec["arguments"].items() if k != "stack"}},
+        revision=registry.revision(spec),
+        shape=f"{_shape(below)} → {description.num_classes} classes",
+        parameters=sum(p.numel() for p in classifier.parameters()),
+        samples=description.labeled,
+        steps=steps * (2 if finetune.twin else 1),
+        runs=runs,
+    )
+
+
+def _signature(name: str, kind: str) -> list[str]:
+    if kind not in registry.MODELS:
+        try:
+            registry.complete({"kind": kind, "arguments": {}})
+        except ValueError as error:
+            raise InputError(f"stage {name}: {error}") from None
+    return list(inspect.signature(registry.MODELS[kind]).parameters)
+
+
+def _check_stands_on(name: str, stage: Stage, kind: str, model: Fitted, below: Stack) -> None:
+    if not isinstance(model, Layer):
+        raise InputError(
+            f"stage {name}: a {kind} cannot stand on {stage.on}; only layers, or models made of a stack (dbn), can"
+        )
+    if stage.hand_up == "sample" and not all(isinstance(layer, SamplesHidden) for layer in below):
+        raise InputError(f"stage {name}: hand_up is sample, but a layer below has no stochastic hidden units; use mean")
+
+
+def _check_range(
+    name: str, kind: str, model: Fitted, stage: Stage, description: Description, below: Stack | None
+) -> None:
+    found = below.hidden_range if below is not None else _range(description)
+    source = f"the codes of {stage.on}" if below is not None else "the data"
+    if not _within(found, model.visible_range):
+        raise InputError(
+            f"stage {name}: this {kind} needs values in {_text(model.visible_range)}, but {source} lie in {_text(found)}"
+        )
+
+
+def _range(description: Description) -> tuple[float, float] | None:
+    if description.low is None or description.high is None:
+        return None
+    return (description.low, description.high)
+
+
+def _within(found: tuple[float, float] | None, allowed: tuple[float, float] | None) -> bool:
+    return allowed is None or (found is not None and allowed[0] <= found[0] and found[1] <= allowed[1])
+
+
+def _text(interval: tuple[float, float] | None) -> str:
+    return "no known bounds" if interval is None else f"[{interval[0]:g}, {interval[1]:g}]"
+
+
+def _source(stage: Stage, description: Description, width: int) -> str:
+    if stage.on:
+        return f"{stage.on} below it has {width} hidden units"
+    return f"a sample has {width} values ({'×'.join(map(str, description.shape))})"
+
+
+def _flow(model: Fitted) -> Flow:
+    return "pretrain" if isinstance(model, (Layer, ComposedModel)) else "train"
+
+
+def _shape(model: Fitted) -> str:
+    if isinstance(model, Stack):
+        return " → ".join(map(str, [model.num_visible, *(layer.num_hidden for layer in model)]))
+    if isinstance(getattr(model, "stack", None), Stack):
+        return _shape(model.stack)
+    if isinstance(model, Encodes):
+        return f"{model.num_visible} → {model.num_hidden}"
+    return f"{getattr(model, 'num_latent', '?')} → {model.num_visible}" if isinstance(model, Samples) else ""
+
+
+def _product(shape: list[int]) -> int:
+    return int(torch.Size(shape).numel())

@@ -1,0 +1,355 @@
+"""How a model takes its steps: the only LightningModule, for one objective or several phases, exactly resumable.
+
+Lightning loops, places, wraps for several devices and casts; everything that decides a number is a function of the
+step: the batch (data.loading), torch's seed (drawn here from seed, purpose, rank and step before every step), the
+learning rate. So a resume needs the weights, the optimizers, each rank's chains and the step, nothing else.
+
+Distributed: a rank's loss is weighted by its share of the global batch, so that DistributedDataParallel's mean of the
+gradients is the gradient of the global batch's mean, also where the pieces differ in size. An empty piece gives a
+zero loss that still takes part in the collective.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from conf import Train
+from conf.errors import Diverged
+from conf.journal import Journal
+from data.loading import ShardData, Step, piece
+from lightning_modules.checkpoint import Checkpoints, Saved
+from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState, SamplesHidden
+from lightning_modules.stack import Stack
+
+Progress = Callable[[int, int, float], None]  # step, of, loss
+
+
+class Stopped(Exception):
+    """A signal asked to stop; the last step is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number
+
+
+def seed_torch(seed: int, *purpose: str | int) -> None:
+    """Seeds torch's default generators from SHA-256 of (seed, purpose): counter-based, so nothing needs saving."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+class Training(pl.LightningModule):
+    """Takes steps on `model`; `below` is the frozen stack whose codes it learns from."""
+
+    def __init__(
+        self,
+        model: Model | PhasedModel,
+        train: Train,
+        *,
+        stage: str,
+        seed: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        journal: Journal | None,
+        checkpoints: Checkpoints | None,
+        saved: Saved | None,
+        below: Stack | None = None,
+        hand_up: str = "mean",
+        validation: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.below = below.requires_grad_(False) if below is not None else None
+        self.train_settings = train
+        self.stage, self.seed, self.hand_up = stage, seed, hand_up
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.journal, self.checkpoints, self.saved = journal, checkpoints, saved
+        self.validation, self.progress = validation, progress
+        self.phases = _phases(model)
+        self.next_step = saved.step if saved else 0
+        self.sums: dict[str, Tensor] = {}
+        self.signal: int | None = None
+        self._told = 0.0
+
+    # Lightning's hooks, in the order it calls them.
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [_optimizer(phase.parameters, self.train_settings) for phase in self.phases]
+
+    def on_train_start(self) -> None:
+        self._rank_slice()
+        if self.saved is None:
+            return
+        for optimizer, state in zip(self.trainer.optimizers, self.saved.state["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.sums = {name: value.to(self.device) for name, value in self.saved.state["sums"].items()}
+        self.saved = None
+
+    def training_step(self, step: Step, batch_index: int) -> None:
+        seed_torch(self.seed, "step", self.global_rank, step.number)
+        self._set_learning_rate(step.number)
+        batch = self._inputs(step)
+        for phase, optimizer in zip(self.phases, self._optimizers(), strict=True):
+            with self._own_gradients(optimizer):
+                for _ in range(phase.steps):
+                    self._descend(phase, optimizer, batch, step)
+        self._after(step)
+
+    def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
+        optimizer.zero_grad()
+        losses = phase.losses(batch) if step.share > 0 else _no_loss(phase)
+        self._refuse_non_finite(losses, phase, step.number)
+        loss = losses["loss"] * step.share if step.share != 1 else losses["loss"]
+        self.manual_backward(loss)
+        optimizer.step()
+        if isinstance(self.model, Model):
+            self.model.after_step()
+        for name, value in losses.items():
+            value = value.detach() * step.share
+            name = f"{phase.name}_{name}" if phase.name and name == "loss" else name
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _after(self, step: Step) -> None:
+        self.next_step = done = step.number + 1
+        last = done == self.total_steps
+        if done % self.steps_per_epoch == 0 and self.validation is not None and self.global_rank == 0:
+            self._validate(done)
+        if done % self.train_settings.log_steps == 0 or last:
+            self._log(done)
+        if self.signal is not None and self.trainer.world_size == 1:
+            self.trainer.should_stop = True
+        if (done % self.train_settings.checkpoint_steps == 0 and not last) or self.trainer.should_stop:
+            self._checkpoint(done)
+
+    # What a step is made of.
+
+    def _inputs(self, step: Step) -> Any:
+        x = self.from_data(step.x)
+        return x if step.label is None else {"x": x, "label": step.label}
+
+    def from_data(self, x: Tensor) -> Tensor:
+        """Scaled data → what the model learns from: binarized if asked, then handed up by the stack below."""
+        if self.train_settings.binarize == "sample":
+            x = torch.bernoulli(x)
+        if self.below is None or len(x) == 0:
+            return x if self.below is None else x.new_zeros(0, self.below.num_hidden)
+        with torch.no_grad():
+            return self.below.hand_up(x, sample=self.hand_up == "sample")
+
+    def _optimizers(self) -> Sequence[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    @contextmanager
+    def _own_gradients(self, optimizer: Any) -> Iterator[None]:
+        """Within a phase only its own parameters ask for gradients."""
+        if len(self.phases) == 1:
+            yield
+            return
+        self.toggle_optimizer(optimizer)
+        yield
+        self.untoggle_optimizer(optimizer)
+
+    def _set_learning_rate(self, step: int) -> None:
+        if self.train_settings.schedule == "linear":
+            rate = self.train_settings.learning_rate * (1 - step / self.total_steps)
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+
+    def _refuse_non_finite(self, losses: Losses, phase: Phase, step: int) -> None:
+        if math.isfinite(float(losses["loss"])):
+            return
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        part = f"the {phase.name}'s " if phase.name else ""
+        raise Diverged(
+            f"stage {self.stage}: {part}loss is not finite at step {step} of {self.total_steps} ({parts}); "
+            f"lower train.learning_rate (now {self.train_settings.learning_rate:g}) or check the data's scale"
+        )
+
+    # The journal, validation, checkpoints, progress.
+
+    def _log(self, done: int) -> None:
+        steps = (done - 1) % self.train_settings.log_steps + 1
+        values = torch.stack([value.to(self.device, torch.float64) for value in self.sums.values()]) / steps
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        row = {f"train/{name}": float(value) for name, value in zip(self.sums, values, strict=True)}
+        self.sums = {}
+        if self.journal is not None:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.journal.append(done, row | {"train/learning_rate": rate})
+        loss = next((value for name, value in row.items() if name.endswith("loss")), math.nan)
+        if self.progress and (time.monotonic() - self._told > 0.2 or done == self.total_steps):
+            self.progress(done, self.total_steps, loss)
+            self._told = time.monotonic()
+
+    @torch.no_grad()
+    def _validate(self, done: int) -> None:
+        """The objective on held-out data, without moving chains or dropping units."""
+        if not isinstance(self.model, Model) or self.journal is None:
+            return
+        kept = self.model.rank_state() if isinstance(self.model, RankState) else {}
+        kept = {name: value.clone() for name, value in kept.items()}
+        seed_torch(self.seed, "validation", done)
+        self.model.eval()
+        assert self.validation is not None
+        losses = self.model.losses(self.from_data(self.validation.to(self.device)))
+        self.model.train()
+        if isinstance(self.model, RankState):
+            self.model.load_rank_state(kept)
+        self.journal.append(done, {f"validation/{name}": float(value) for name, value in losses.items()})
+
+    def _checkpoint(self, done: int) -> None:
+        if self.checkpoints is None:
+            return
+        if isinstance(self.model, RankState):
+            state = {name: value.detach().cpu() for name, value in self.model.rank_state().items()}
+            self.checkpoints.save_rank(done, self.global_rank, state)
+        self.trainer.strategy.barrier("checkpoint")
+        if self.global_rank == 0 and self.journal is not None:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.trainer.optimizers],
+                "sums": self.sums,
+            }
+            self.checkpoints.commit(done, state, ranks=self.trainer.world_size, journal=self.journal.sync())
+
+    def _rank_slice(self) -> None:
+        """Gives this rank its share of the global chains: those of the checkpoint, or the ones the model began with."""
+        if not isinstance(self.model, RankState):
+            return
+        whole = self.saved.rank_state if self.saved else self.model.rank_state()
+        if whole:
+            number = len(next(iter(whole.values())))
+            mine = torch.from_numpy(piece(np.arange(number), self.global_rank, self.trainer.world_size))
+            self.model.load_rank_state({name: value[mine].to(self.device) for name, value in whole.items()})
+
+
+def _phases(model: Model | PhasedModel) -> Sequence[Phase]:
+    if isinstance(model, PhasedModel):
+        return model.phases()
+    return [Phase("", [p for p in model.parameters() if p.requires_grad], model.losses)]
+
+
+def _no_loss(phase: Phase) -> Losses:
+    return {"loss": sum((p.sum() * 0 for p in phase.parameters), torch.zeros(()))}
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.optim.Optimizer:
+    """Weight decay on weights, not on biases (Hinton 2012, A Practical Guide to Training RBMs, §10)."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if train.optimizer == "adam":
+        betas = (train.momentum or 0.9, 0.999)
+        return torch.optim.Adam(groups, lr=train.learning_rate, betas=betas, fused=True)
+    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, fused=True)
+
+
+def fit(
+    model: Model | PhasedModel,
+    data: ShardData,
+    train: Train,
+    *,
+    stage: str,
+    seed: int,
+    folder: Path | None = None,
+    below: Stack | None = None,
+    hand_up: str = "mean",
+    validation: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Training:
+    """Trains `model` in place to the end, from the newest checkpoint in `folder` if there is one.
+
+    Without a folder nothing is journaled or saved on the way (a run short enough to be done again).
+    Errors: Diverged; Damaged (checkpoints); Stopped, after the step a signal fell into is saved.
+    """
+    checkpoints = Checkpoints(folder / "checkpoint") if folder else None
+    saved = checkpoints.load() if checkpoints else None
+    if saved:
+        model.load_state_dict(saved.state["model"])
+    trainer = pl.Trainer(
+        accelerator=train.accelerator,
+        devices=train.devices,
+        strategy="ddp_find_unused_parameters_true" if train.devices > 1 else "auto",
+        precision="bf16-mixed" if train.precision == "bf16-mixed" else "32-true",
+        max_epochs=1,  # one pass over all steps; epochs are arithmetic on the step (data.loading)
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    journal = None
+    if folder and trainer.global_rank == 0:
+        journal = Journal(folder / "journal.jsonl", saved.journal if saved else 0)
+    module = Training(
+        model,
+        train,
+        stage=stage,
+        seed=seed,
+        total_steps=data.total_steps,
+        steps_per_epoch=data.steps_per_epoch,
+        journal=journal,
+        checkpoints=checkpoints,
+        saved=saved,
+        below=below,
+        hand_up=hand_up,
+        validation=validation,
+        progress=progress,
+    )
+    if saved is None and hasattr(model, "start_from_data_mean"):
+        seed_torch(seed, "data mean")
+        model.start_from_data_mean(module.from_data(data.examples(data.samples, 10_000)).mean(dim=0))
+    data.start_step = module.next_step
+    with _stopping(module):
+        if data.start_step < data.total_steps:
+            trainer.fit(module, data)
+    if journal:
+        journal.close()
+    if module.next_step < data.total_steps:
+        raise Stopped(module.signal or signal.SIGTERM)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise Diverged(
+                f"stage {stage}: {name} is not finite after step {data.total_steps} of {data.total_steps}; "
+                f"lower train.learning_rate (now {train.learning_rate:g})"
+            )
+    model.eval()
+    return module
+
+
+@contextmanager
+def _stopping(module: Training) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint."""
+
+    def note(number: int, frame: Any) -> None:
+        module.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def can_hand_up_samples(stack: Stack) -> bool:
+    return all(isinstance(layer, SamplesHidden) for layer in stack)
