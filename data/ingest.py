@@ -1,4 +1,4 @@
-"""Raw source → a folder of shards, by one writer at a time, killed and continued at will with the same bytes at the end.
+"""Raw source → a folder of shards: one writer at a time, killed and continued at will, the same bytes at the end.
 
 Order of writing: plan, then per shard tar, keys, index; then per set labels and mean; last the manifest. Every file is
 whole or absent (data/durable.py). A shard whose index is there is finished; the next try reads it back, and keeps it if
@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ import numpy as np
 from conf.errors import Busy, Damaged, InputError, OutputError, show
 from data import durable
 from data.manifest import FORMAT, NAME, PLAN, Manifest, SetSummary, Shard, plan_shards
-from data.sources import SETS, Description, RawSource
+from data.sources import SETS, Description, RawSource, finite
 from data.tar import END, Layout, to_npy
 
 CHUNK_BYTES = 4 << 20  # of a shard handled at a time; part of the format, since statistics are summed chunk by chunk
+WRITTEN = re.compile(rf"^({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)$")
+LEFTOVER = re.compile(r"^\..+\.\d+\.tmp$")  # durable.writing's temporary files, after a kill
 Progress = Callable[[int, int], None]
 
 
@@ -104,13 +107,14 @@ class _Task:
             if index is None:
                 index = self._write(shard, moment)
             self.committed += 1
-            contents[shard.set_name].update(np.ascontiguousarray(index["digest"]))
+            contents[shard.set_name].update(index["digest"].tobytes())
             if shard.keys_name in self.files:
                 keys[shard.set_name].update((self.folder / shard.keys_name).read_bytes())
         try:
             self.source.require_unchanged()
         except InputError:
-            (self.folder / PLAN).unlink()  # these shards may mix old and new content: the next try starts anew
+            # These shards may mix old and new content: the next try starts anew.
+            durable.write_json(self.folder / PLAN, {"format": FORMAT, "changed": True})
             raise
         return self._commit(moments, {name: [contents[name].hexdigest(), keys[name].hexdigest()] for name in contents})
 
@@ -120,16 +124,22 @@ class _Task:
         """Finds out whether the folder is new, a try to go on with, or somebody else's; removes what kills left."""
         plan = {"format": FORMAT, "description": self.description.to_json(), "shard_size": self.shard_size}
         try:
-            same = durable.read_json(self.folder / PLAN) == plan
+            earlier = durable.read_json(self.folder / PLAN)
         except (FileNotFoundError, ValueError):
-            same = False
+            earlier = None
+        same = earlier == plan
         if (self.folder / NAME).exists():
             same = self._recall(same)
-        for path in self.folder.iterdir():
-            leftover = path.name.startswith(".") and path.name.endswith(".tmp")
-            stale = not same and path.name != PLAN and _is_ours(path.name)
-            if leftover or stale:
+        for path in sorted(self.folder.iterdir()):
+            if LEFTOVER.match(path.name):
                 path.unlink()
+            elif WRITTEN.match(path.name) and not same:
+                if not isinstance(earlier, dict) or "format" not in earlier:
+                    raise InputError(
+                        f"{show(path)}: a file of this name is in the way and not known to be strata's own; "
+                        "choose an empty folder"
+                    )
+                path.unlink()  # of a try with other data or another shard size that never finished
         durable.write_json(self.folder / PLAN, plan)
         self._note(PLAN, (self.folder / PLAN).read_bytes())
 
@@ -163,7 +173,9 @@ class _Task:
             known = int((values >= 0).sum())
             sets[name] = SetSummary(len(values), known, mean, std, moments[name].low, moments[name].high)
         if len({bound for summary in sets.values() for bound in (summary.low, summary.high)}) == 1:
-            raise InputError("every value of every sample is the same, so there is nothing to learn from this source")
+            raise InputError(
+                f"{description.kind} source: every value of every sample is the same, so there is nothing to learn"
+            )
         schema: dict[str, Any] = {"shape": list(description.shape), "dtype": description.dtype, "sets": digests}
         manifest = Manifest(
             folder=self.folder,
@@ -203,8 +215,8 @@ class _Task:
                 rows.append(self.layout.index(blocks, row))
                 keys += chunk_keys
                 row += len(values)
-                content.update(blocks)
-                file.write(blocks)
+                content.update(blocks.data)
+                file.write(blocks.data)
                 self._count(values, moments)
             file.write(bytes(END))
             content.update(bytes(END))
@@ -223,14 +235,14 @@ class _Task:
             for key, value in batch:
                 if value.shape != self.layout.shape or value.dtype.newbyteorder("<") != self.layout.dtype:
                     raise InputError(
-                        f"sample {show(key)}: {value.dtype} of shape {value.shape}; "
+                        f"{shard.set_name} sample {show(key)}: {value.dtype} of shape {value.shape}; "
                         f"expected {self.description.dtype} of shape {self.layout.shape} like the source's others"
                     )
             values = np.stack([value for _, value in batch]).astype(self.layout.dtype, copy=False)
-            if values.dtype.kind == "f":
-                finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-                if not finite.all():
-                    raise InputError(f"sample {show(batch[int(np.argmin(finite))][0])}: holds NaN or infinite values")
+            fine = finite(values)
+            if not fine.all():
+                key = batch[int(np.argmin(fine))][0]
+                raise InputError(f"{shard.set_name} sample {show(key)}: holds NaN or infinite values; expected numbers")
             seen += len(batch)
             yield [key for key, _ in batch], values
         if seen != shard.count:
@@ -276,8 +288,3 @@ class _Task:
         moments.add(values.reshape(len(values), -1).astype(np.float64) / self.description.scale)
         self.done += len(values)
         self.progress(self.done, self.total)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file in the folder is one that ingest writes."""
-    return name == NAME or (name.split("-")[0] in SETS and name.endswith((".tar", ".npy", ".keys.jsonl")))

@@ -1,8 +1,8 @@
 """Where shards become batches: exact epochs whose order is a pure function of (samples, seed, epoch).
 
 A rank's share of a step is a pure function of the step and (rank, world size), and the position is just the step, so a
-run resumes at once, exactly, and with any number of ranks and loader workers. What is NOT here: reading (data/shards.py)
-and anything a model does with a batch.
+run resumes at once, exactly, and with any number of ranks and loader workers. What is NOT here: reading
+(data/shards.py) and anything a model does with a batch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from data.splits import draw_order
 
 
 class Step(NamedTuple):
-    """What one rank sees of one optimizer step."""
+    """What one rank sees of one optimizer step.
+
+    A rank's mean loss times `share` = samples here × ranks / samples of the step, averaged over the ranks (as DDP does
+    with gradients), is the mean over the whole step.
+    """
 
     number: int  # of the step, over all epochs, from 0
-    share: float  # samples here × ranks / samples of the step: weights a rank's loss so that averaging over ranks is exact
+    share: float  # 0 for an empty piece
     x: Tensor  # (b, num_values) float32; b may be 0
     label: Tensor | None  # (b,) int64
 
@@ -45,8 +49,8 @@ def piece(step_samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 class Batches(IterableDataset[Step]):
     """The steps start_step … total_steps − 1 of one rank, in one pass over all epochs.
 
-    An epoch of N samples has ⌈N / B⌉ steps for a global batch B. Worker w of W yields every W-th step from start_step + w
-    on, which DataLoader's round-robin puts in order again.
+    An epoch of N samples has ⌈N / B⌉ steps for a global batch B. Worker w of W yields every W-th step from
+    start_step + w on, which DataLoader's round-robin puts in order again.
     """
 
     def __init__(
@@ -90,9 +94,9 @@ class ShardData(pl.LightningDataModule):
     """Training batches from a chosen set of samples.
 
     shards: a finished folder; samples: global numbers of the set to train on (all of them labeled if `labeled`);
-    batch_size: global, shared by all ranks, at most the number of samples; epochs: passes over the samples; seed: of the
-    order; loader_workers: processes that read ahead; remembered: see data.verification.check. Set `start_step` before
-    fit to go on from there; train with max_epochs=1, the loader passes over all epochs by itself.
+    batch_size: global, shared by all ranks, at most the number of samples; epochs: passes over the samples; seed: of
+    the order; loader_workers: processes that read ahead; remembered: see data.verification.check. Set `start_step`
+    before fit to go on from there; train with max_epochs=1, the loader passes over all epochs by itself.
     Errors: InputError (no samples, no labels), Damaged.
     """
 

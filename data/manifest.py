@@ -26,7 +26,7 @@ import numpy as np
 
 from conf.errors import Damaged, InputError, show
 from data import durable
-from data.sources import SETS
+from data.sources import SETS, number_range
 from data.tar import INDEX, Layout, from_npy
 
 FORMAT = 1  # of everything in the folder; raised when an older strata could misread it
@@ -79,8 +79,9 @@ class SetSummary:
 class Manifest:
     """A folder of shards. Global sample numbers run over the sets in the order train, validation, test.
 
-    content: the raw content's digest; samples_digest: the samples, their order and keys, whatever their labels and shard
-    size; labels_digest: the labels; files: name → [bytes, SHA-256]; digest: SHA-256 of all this as canonical JSON.
+    content: the raw content's digest; samples_digest: the samples, their order and keys, whatever their labels and
+    shard size; labels_digest: the labels; files: name → [bytes, SHA-256]; digest: SHA-256 of all this as canonical
+    JSON.
     """
 
     folder: Path
@@ -134,12 +135,7 @@ class Manifest:
 
     def numbers(self, set_name: str) -> range:
         """The global sample numbers of one of the source's own sets; empty if there is no such set."""
-        first = 0
-        for name, summary in self.sets.items():
-            if name == set_name:
-                return range(first, first + summary.samples)
-            first += summary.samples
-        return range(0)
+        return number_range({name: summary.samples for name, summary in self.sets.items()}, set_name)
 
     # --- files beside the shards; every one is checked against its digest as it is read ---
 
@@ -205,15 +201,17 @@ class Manifest:
         except ValueError:
             raise Damaged(f"{show(path)}: is no JSON any more; {REPAIR}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise Damaged(f"{show(path)}: expected format {FORMAT}, found {show(found)}; ingest again with this strata")
+            version = content.get("format") if isinstance(content, dict) else None
+            raise Damaged(
+                f"{show(path)}: expected format {FORMAT}, found {show(version)}; ingest into another folder"
+            )
         recorded = content.pop("digest", None)
         if recorded != durable.digest_value(content):
             raise Damaged(f"{show(path)}: does not match its own digest; {REPAIR}")
         try:
             return cls._parse(Path(folder), content)
         except (KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{show(path)}: its digest is right but its fields are not ({show(error)}); {REPAIR}") from None
+            raise Damaged(f"{show(path)}: right digest, but wrong fields ({show(error)}); {REPAIR}") from None
 
     @classmethod
     def _parse(cls, folder: Path, content: dict[str, Any]) -> Manifest:
@@ -231,10 +229,8 @@ class Manifest:
 
 def plan_shards(sets: dict[str, int], shard_size: int) -> Iterator[Shard]:
     """The shards of sets of these sizes, data sets one after another, every shard full but a set's last."""
-    first = 0
-    for set_name in (name for name in SETS if name in sets):
-        for number, row in enumerate(range(0, sets[set_name], shard_size)):
-            count = min(shard_size, sets[set_name] - row)
-            yield Shard(set_name, number, first + row, row, count)
-        first += sets[set_name]
+    for set_name in SETS:
+        numbers = number_range(sets, set_name)
+        for number, row in enumerate(range(0, len(numbers), shard_size)):
+            yield Shard(set_name, number, numbers.start + row, row, min(shard_size, len(numbers) - row))
 

@@ -18,6 +18,7 @@ import numpy as np
 from conf.errors import Damaged, show
 from data.ingest import ingest
 from data.manifest import REPAIR, Manifest, Shard
+from data.tar import BLOCK
 from data.verification import Finding, check, verify
 
 __all__ = ["Finding", "Manifest", "Reader", "Shard", "check", "ingest", "verify"]
@@ -50,7 +51,7 @@ class Reader:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """(n, *shape) samples as stored, in the order of `indices` (n,), global sample numbers; repeats allowed."""
         indices = np.asarray(indices, np.int64)
-        if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(f"sample numbers must lie in 0 … {len(self) - 1}")
         result = np.empty((len(indices), *self._layout.shape), self._layout.dtype)
         owners = np.searchsorted(self._firsts, indices, side="right") - 1
@@ -106,19 +107,21 @@ class Reader:
 
     def _check(self, owner: int, indices: np.ndarray) -> None:
         """Compares the CRC of members this process has not touched yet with the index."""
-        fresh = indices[self._unchecked[indices]]
+        fresh = np.unique(indices[self._unchecked[indices]])
         if not len(fresh):
             return
         shard = self.manifest.shards[owner]
         rows = self._crcs(owner)
         content, length = memoryview(self._maps[owner][0]), self._layout.length
-        starts = (fresh - shard.first) * self._layout.stride + 512
+        starts = (fresh - shard.first) * self._layout.stride + BLOCK
         found = [zlib.crc32(content[start : start + length]) for start in starts.tolist()]
         wrong = fresh[rows[fresh - shard.first] != found]
         if len(wrong):
-            raise Damaged(f"{show(self.folder / shard.name)}: sample {wrong[0]:08d} differs from its checksum; {REPAIR}")
+            raise Damaged(
+                f"{show(self.folder / shard.name)}: sample {wrong[0]:08d} differs from its checksum; {REPAIR}"
+            )
         self._unchecked[fresh] = False
-        self._num_unchecked = int(self._unchecked.sum())
+        self._num_unchecked -= len(fresh)
 
     def _crcs(self, owner: int) -> np.ndarray:
         if owner not in self._known_crcs:

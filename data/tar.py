@@ -23,7 +23,7 @@ INDEX = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32", "<u4"), ("dige
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What precedes the values in a .npy 1.0 file; written here, not by numpy, whose padding differs between versions."""
+    """What precedes the values in a .npy 1.0 file. Written here: numpy's padding differs between its versions."""
     sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
     description = np.lib.format.dtype_to_descr(dtype)
     text = f"{{'descr': {description!r}, 'fortran_order': False, 'shape': ({sizes}), }}".encode()
@@ -111,7 +111,7 @@ class Layout:
         rows = np.zeros(len(blocks), INDEX)
         rows["offset"] = (first_row + np.arange(len(blocks), dtype=np.uint64)) * self.stride + BLOCK
         rows["length"] = self.length
-        members = memoryview(np.ascontiguousarray(blocks)).cast("B")
+        members = blocks.reshape(-1).data
         places = range(BLOCK, BLOCK + len(blocks) * self.stride, self.stride)
         rows["crc32"] = [zlib.crc32(members[place : place + self.length]) for place in places]
         digests = [hashlib.sha256(members[place : place + self.length]).digest()[:16] for place in places]

@@ -1,7 +1,8 @@
-"""Are the shards still what ingest wrote? `check` before training, remembered; `verify` on demand, trusting no memory."""
+"""Are shards still what ingest wrote? `check` before training, remembered; `verify` on demand, trusting no memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ SETTLED = 2.0  # seconds; a file written more recently is hashed again next time
 class Finding:
     """One file that is not as the manifest says.
 
-    problem: missing, truncated, longer, altered, swapped or extra; samples: the global numbers of those whose content is
-    lost or changed; harmless: nothing that strata reads is affected.
+    problem: missing, truncated, longer, altered, swapped or extra; samples: the global numbers of those whose content
+    is lost or changed; harmless: nothing that strata reads is affected.
     """
 
     file: str
@@ -33,7 +34,8 @@ class Finding:
     harmless: bool = False
 
     def __str__(self) -> str:
-        return f"{show(self.file)}: {self.problem}: {self.detail}" + (f"; {_spans(self.samples)}" if self.samples else "")
+        affected = f"; {_spans(self.samples)}" if self.samples else ""
+        return f"{show(self.file)}: {self.problem}: {self.detail}{affected}"
 
 
 def check(folder: Path, remembered: Path | None = None) -> Manifest:
@@ -64,7 +66,8 @@ def check(folder: Path, remembered: Path | None = None) -> Manifest:
         if time.time() - status.st_mtime > SETTLED:
             good[name] = stamp
     if remembered is not None and good != known:
-        durable.write_json(remembered, memory | {root: good})
+        with contextlib.suppress(OSError):  # read-only or full: it costs time only
+            durable.write_json(remembered, memory | {root: good})
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise Damaged(f"{show(folder)}: {len(bad)} damaged files: {', '.join(bad[:20])}{more}; {REPAIR}")

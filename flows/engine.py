@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import data.sources
-from conf import Data, Recipe, Train
+from conf import Data, Recipe, Split, Train
 from conf.errors import Damaged, StrataError
 from conf.protocol import Below, Description, EvaluateJob, FinetuneJob, Inputs, Plan, PlanJob, Result, TrainJob
 from data import durable
 from data.manifest import Manifest
+from data.splits import partition
 from flows import stage
 from flows.progress import Reporter
 
@@ -89,15 +90,43 @@ def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
     """What names the shards of a data set, and what `plan` must know of it."""
     if origin.source is None:
         manifest = Manifest.load(Path(str(origin.shards)))
-        return {"manifest": manifest.digest}, describe_split(manifest, origin.split)
+        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split)
     source = data.sources.open_source(origin.source)
     described = source.describe()
     key = {"content": described.content, "shard_size": origin.shard_size}
-    return key, describe_split(source, origin.split)
+    return key, _after_split(described, _Ahead(source), origin.split)
 
 
-def describe_split(holder: Any, split: Any) -> Description:
-    raise NotImplementedError
+class _Ahead:
+    """A source seen as the shards it will become, as far as splitting needs it."""
+
+    def __init__(self, source: data.sources.RawSource) -> None:
+        self.source, self.sets = source, source.describe().sets
+
+    def numbers(self, set_name: str) -> range:
+        first = sum(self.sets[name] for name in list(self.sets)[: list(self.sets).index(set_name)]) if set_name in self.sets else 0
+        return range(first, first + self.sets.get(set_name, 0))
+
+    def keys(self, set_name: str) -> Iterator[str]:
+        return (key for key, _ in self.source.samples(set_name))
+
+    def labels(self, set_name: str) -> Any:
+        return self.source.labels(set_name)
+
+
+def _after_split(found: Any, shards: Manifest | _Ahead, split: Split) -> Description:
+    """found: the manifest or the source's description."""
+    parts = partition(shards, split)  # type: ignore[arg-type]
+    train = shards.numbers("train")
+    labeled = int((shards.labels("train")[parts["train"] - train.start] >= 0).sum()) if len(train) else 0
+    return Description(
+        shape=list(found.shape),
+        low=found.low,
+        high=found.high,
+        sizes={name: len(numbers) for name, numbers in parts.items()},
+        labeled=labeled,
+        num_classes=len(found.classes),
+    )
 
 
 @cache
@@ -225,23 +254,19 @@ class RecipeRun:
     # --- doing it ---
 
     def do(self, steps: list[Step]) -> None:
-        """Finishes some steps of one flow: those that can share a process do."""
-        left = []
+        """Finishes steps of one flow in their order; evaluations share a process."""
+        together = []
         for step in steps:
             if self._find(step):
                 self._finished(step, found=True)
-            else:
-                left.append(step)
-        if not left:
-            return
-        if left[0].flow == "ingest":
-            for step in left:
+            elif step.flow == "ingest":
                 self._ingest(step)
-        elif left[0].flow == "evaluate":
-            self._run_stage(left)
-        else:
-            for step in left:
+            elif step.flow == "evaluate":
+                together.append(step)
+            else:
                 self._run_stage([step])
+        if together:
+            self._run_stage(together)
 
     def do_rest(self) -> None:
         """Finishes whatever is left, flow by flow: the way without Prefect."""

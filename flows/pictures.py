@@ -109,6 +109,15 @@ def figure(name: str, content: Mapping[str, Array]) -> bytes | None:
     return grid(diverging(values) if name == "filters" else gray(values), math.ceil(math.sqrt(len(values))))
 
 
+def write_figures(figures: Path, into: Path) -> list[Path]:
+    """One PNG for each figure file → the pictures written."""
+    drawn = {path.stem: figure(path.stem, arrays(path)) for path in sorted(figures.glob("*.npz"))}
+    for name, content in drawn.items():
+        if content:
+            (into / f"{name}.png").write_bytes(content)
+    return sorted(into.glob("*.png"))
+
+
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 

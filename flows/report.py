@@ -25,9 +25,9 @@ from flows import pictures
 
 KINDS = {
     "exact": ("", "exact: every term of the sum was summed"),
-    "lower_bound": ("≥ ", "lower bound: the true value is at least this, up to sampling error"),
-    "upper_bound": ("≤ ", "upper bound: the true value is at most this, up to sampling error"),
-    "estimate": ("≈ ", "estimate: neither bound nor exact"),
+    "lower_bound": ("≥\u00a0", "lower bound: the true value is at least this, up to sampling error"),
+    "upper_bound": ("≤\u00a0", "upper bound: the true value is at most this, up to sampling error"),
+    "estimate": ("≈\u00a0", "estimate: neither bound nor exact"),
 }
 AIS = "estimate: annealed importance sampling finds log Z too small on average, so this number flatters the model"
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
@@ -123,7 +123,7 @@ def with_error(value: float, std_error: float | None, digits: int = 3) -> str:
         return number(value, digits)
     power = math.floor(math.log10(std_error))
     places = max(0, -power + (1 if std_error / 10.0**power < 3.55 else 0))
-    return f"{value:,.{places}f} ± {std_error:.{places}f}".replace("-", "−")
+    return f"{value:,.{places}f}\u00a0±\u00a0{std_error:.{places}f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -224,7 +224,7 @@ def _with_error(metrics: dict[str, float], name: str) -> str:
 
 
 def what_ran(run: Run) -> str:
-    columns = [("stage", "tight"), ("what", "tight"), ("kind", "tight"), ("shape", ""), ("parameters", "number"),
+    columns = [("stage", "tight"), ("what", "tight"), ("kind", "tight"), ("shape", "tight"), ("parameters", "number"),
                ("samples", "number"), ("steps", "number"), ("time", "number"), ("state", "tight")]  # fmt: skip
     rows = []
     for stage in run.stages:
@@ -352,7 +352,7 @@ def likelihoods(run: Run) -> str:
         estimator = str(found["estimator"])
         annealed = found["kind"] == "estimate" and re.search(r"\bais\b|anneal", estimator, re.IGNORECASE)
         rows.append(("", [
-            f"<b>{text(stage.name)}</b>", sign + with_error(found["nats"], found.get("std_error"), 5),
+            f"<b>{text(stage.name)}</b>", sign + with_error(found["nats"], found.get("std_error"), 4),
             AIS if annealed else words, text(estimator), number(found.get("effective_sample_size")),
             text(found["binarization"]), text(found["split"]), f"{found['num_examples']:,}",
         ]))  # fmt: skip
@@ -414,8 +414,8 @@ def provenance(run: Run) -> str:
     for name, content in run.record.get("shards", {}).items():
         sizes = ", ".join(f"{part} {size:,}" for part, size in content["sizes"].items())
         digests = (_digest(content.get(digest)) for digest in ("samples_digest", "labels_digest"))
-        shape = "×".join(map(str, content["shape"]))
-        shards.append(("", [f"<b>{text(name)}</b>", text(shape), text(sizes), *digests, f"<code>{text(content['folder'])}</code>"]))
+        shape, folder = "×".join(map(str, content["shape"])), f"<code>{text(content['folder'])}</code>"
+        shards.append(("", [f"<b>{text(name)}</b>", text(shape), text(sizes), *digests, folder]))
     stages = []
     for stage in run.stages:
         placement = stage.result.placement if stage.result else {}

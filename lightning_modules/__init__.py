@@ -262,7 +262,7 @@ def save(model: Fitted, folder: Path, about: Mapping[str, Any]) -> dict[str, str
     Errors: ValueError for an `about` that uses our field names or is not JSON; OSError from writing.
     """
     spec = spec_of(model)
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _weights(model).items()}
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in model.state_dict().items()}  # none shared
     weights = tensors_to_bytes(tensors)
     weights_sha256 = durable.digest_bytes(weights)
     document = {
@@ -302,16 +302,6 @@ def load(folder: Path) -> Fitted:
     return model
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """What `state_dict` holds, a tensor that several names share only under its first."""
-    first_names: dict[int, str] = {}
-    return {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if first_names.setdefault(id(tensor), name) == name
-    }
-
-
 def _read_document(folder: Path) -> dict[str, Any]:
     path = folder / _MODEL
     try:
@@ -347,7 +337,7 @@ def _read_weights(folder: Path, expected: str) -> dict[str, Tensor]:
 
 
 def _assign(model: nn.Module, weights: dict[str, Tensor], folder: Path, written_as: list[list[Any]]) -> None:
-    own = _weights(model)
+    own = model.state_dict()
     wrong = sorted(own.keys() ^ weights.keys()) + [
         name
         for name in sorted(own.keys() & weights.keys())

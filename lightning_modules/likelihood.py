@@ -73,14 +73,18 @@ class Annealing(Protocol):
 
 
 def annealed_importance_sampling(chains: Annealing, effort: Effort) -> LogPartition:
-    """log Z of the target: log Z₀ + log mean_c w_c,  log w_c = Σ_k log p*_k(x_k−1) / p*_k−1(x_k−1) (Neal 2001).
+    """log Z of the target: log Z₀ + log mean_c w_c,  log w_c = Σ_k log p*_k(x_{k−1}) / p*_{k−1}(x_{k−1})
+    (Neal 2001, Stat. Comput. 11; Salakhutdinov & Murray 2008, ICML).
 
     chains: freshly drawn at β = 0. effort: `num_temperatures` equal steps of β.
+    The standard error is twice that of the delta method: chains that never met a mode leave no trace in their weights.
+    Measured on a 784-20 machine trained by PCD on MNIST, log Z by enumeration, 40 estimates of 100 chains: one delta
+    standard error missed by up to 5.2 at 600 temperatures and 3 of them covered 36 (all 40 with twice; at 5000: all).
     """
     betas = torch.linspace(0, 1, effort.num_temperatures + 1, dtype=torch.float64).tolist()
     log_weights = torch.zeros((), dtype=torch.float64)
     for beta, next_beta in pairwise(betas):
-        log_weights = log_weights + chains.log_ratio(beta, next_beta)
+        log_weights = log_weights + chains.log_ratio(beta, next_beta).double()
         if next_beta < 1:
             chains.step(next_beta)
     num_chains = len(log_weights)
@@ -88,34 +92,36 @@ def annealed_importance_sampling(chains: Annealing, effort: Effort) -> LogPartit
         nats=chains.log_partition_at_start + log_weights.logsumexp(0).item() - math.log(num_chains),
         kind="estimate",
         estimator=f"AIS ({num_chains} chains, {effort.num_temperatures} temperatures)",
-        std_error=2 * _relative_variance(log_weights).sqrt().item() if num_chains > 1 else None,
-        effective_sample_size=log_weights.softmax(0).square().sum().reciprocal().item(),
+        std_error=2 * _log_mean_variance(log_weights).sqrt().item() if num_chains > 1 else None,
+        effective_sample_size=_effective_sample_size(log_weights).item(),
     )
-
-
-def _relative_variance(log_weights: Tensor) -> Tensor:
-    """Var[mean w] / E[w]² over dimension 0, which by the delta method is Var[log mean w]; nan for a single weight."""
-    number = len(log_weights)
-    concentration = log_weights.softmax(0).square().sum(0)  # Σ w² / (Σ w)², the inverse effective sample size
-    return (number * concentration - 1).clamp(min=0) / (number - 1)
 
 
 def importance_weighted(log_weights: Tensor, effort: Effort) -> LogLikelihood:
     """The importance-weighted bound L_k = E[log (1/k) Σ_s w_s] ≤ log p(x) (Burda, Grosse & Salakhutdinov 2016, eq. 8).
 
     log_weights: (num_samples, batch), log p(x, z_s) − log q(z_s | x) for z_s ~ q. One sample gives the ELBO.
-    Standard error by the delta method, Var[log ŵ] ≈ Var[w] / (k E[w]²); None with one sample, which says nothing of it.
-    The effective sample size is the mean over the batch of (Σ w)² / Σ w², between 1 and k.
+    The standard error, by the delta method, is that of the bound; None with one sample, which says nothing of it.
+    The effective sample size is the mean over the batch, between 1 and num_samples.
     """
     num_samples, batch = log_weights.shape
-    log_weights = log_weights.double()
-    nats = log_weights.logsumexp(0) - math.log(num_samples)
-    concentration = log_weights.softmax(0).square().sum(0)  # (batch,), Σ w² / (Σ w)²
+    nats = log_weights.double().logsumexp(0) - math.log(num_samples)
     return LogLikelihood(
-        nats=nats.to(torch.get_default_dtype()),
+        nats=nats.to(log_weights.dtype),
         kind="lower_bound",
         estimator=f"IW-{num_samples}",
         effort=effort,
-        std_error=_relative_variance(log_weights).sum().sqrt().item() / batch if num_samples > 1 else None,
-        effective_sample_size=concentration.reciprocal().mean().item(),
+        std_error=_log_mean_variance(log_weights).sum().sqrt().item() / batch if num_samples > 1 else None,
+        effective_sample_size=_effective_sample_size(log_weights).mean().item(),
     )
+
+
+def _effective_sample_size(log_weights: Tensor) -> Tensor:
+    """(Σ w)² / Σ w² over dimension 0 (Kong, Liu & Wong 1994), between 1 and the number of weights."""
+    return log_weights.double().softmax(0).square().sum(0).reciprocal()
+
+
+def _log_mean_variance(log_weights: Tensor) -> Tensor:
+    """Var[log mean w] ≈ Var[w] / (n E[w]²) over dimension 0 by the delta method, for n ≥ 2 weights."""
+    number = len(log_weights)
+    return (number / _effective_sample_size(log_weights) - 1).clamp(min=0) / (number - 1)

@@ -1,5 +1,5 @@
-"""A greedy stack of layers: each was trained on the codes of the one below (Hinton, Osindero & Teh 2006, Neural Comput.;
-Bengio et al. 2007, NIPS).
+"""A greedy stack of layers, each trained on the codes of the one below (Hinton, Osindero & Teh 2006, Neural Comput. 18;
+Bengio et al. 2007, NIPS 19).
 
 A stack is again a layer. It holds no parameters of its own and fits nothing: training grows it one layer per stage,
 `belief_nets` makes generative models of it, fine-tuning puts an output layer on top of it.

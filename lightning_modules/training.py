@@ -172,9 +172,9 @@ class Training(pl.LightningModule):
                     group["lr"] = rate
 
     def _refuse_non_finite(self, losses: Losses, phase: Phase, step: int) -> None:
-        if math.isfinite(float(losses["loss"])):
+        if math.isfinite(losses["loss"].item()):
             return
-        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
         part = f"the {phase.name}'s " if phase.name else ""
         raise Diverged(
             f"stage {self.stage}: {part}loss is not finite at step {step} of {self.total_steps} ({parts}); "

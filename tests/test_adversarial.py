@@ -71,8 +71,20 @@ def test_the_penalty_is_half_the_squared_slope() -> None:
     torch.testing.assert_close(losses["gradient_penalty"], 0.4 * linear.weight.detach().square().sum())
     total = losses["discriminator_real"] + losses["discriminator_fake"] + losses["gradient_penalty"]
     torch.testing.assert_close(losses["loss"].detach(), total)
-    losses["loss"].backward()
-    assert linear.weight.grad is not None
+
+
+def test_the_penalty_is_learned_from() -> None:
+    """Its gradient by w is r1 w: the difference between playing with it and without."""
+    gradients = []
+    for r1 in (0.8, 0.0):
+        torch.manual_seed(0)
+        model = GAN(num_visible=3, num_latent=2, generator_hidden=(), discriminator_hidden=(), r1=r1)
+        model.phases()[0].losses(torch.rand(5, 3))["loss"].backward()
+        linear = model.discriminator[0]
+        assert isinstance(linear, nn.Linear) and linear.weight.grad is not None
+        gradients.append(linear.weight.grad)
+        weight = linear.weight.detach()  # the same in both games
+    torch.testing.assert_close(gradients[0] - gradients[1], 0.8 * weight)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Normal
 
 from lightning_modules.autoencoders import Autoencoder
 
@@ -50,6 +51,21 @@ def finite_differences(model: Autoencoder, parameter: Tensor, v: Tensor, step: f
             flat[position] += step
             slopes.view(-1)[position] = (above - below) / (2 * step)
     return slopes
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_losses_are_nats_per_example(loss: Any) -> None:
+    """− log p(v | code) under Bernoulli units, and under Gaussian units of deviation 1 less their constant."""
+    torch.manual_seed(0)
+    model, v = Autoencoder(num_visible=5, num_hidden=3, loss=loss), torch.rand(7, 5).round()
+    mean = model.decode(model.encode(v))
+    if loss == "cross_entropy":
+        expected = -Bernoulli(mean).log_prob(v)
+    else:
+        expected = Normal(v, 1.0).log_prob(v) - Normal(mean, 1.0).log_prob(v)
+    losses = model.losses(v)
+    torch.testing.assert_close(losses["loss"], expected.sum(1).mean())
+    torch.testing.assert_close(losses["reconstruction_error"], (v - mean).square().sum(1).mean().detach())
 
 
 def test_tied_weights_are_one_parameter() -> None:

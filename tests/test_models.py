@@ -63,6 +63,12 @@ def data(batch: Any) -> Tensor:
     return batch["x"] if isinstance(batch, Mapping) else batch
 
 
+def repeated(batch: Any, times: int) -> Any:
+    if isinstance(batch, Mapping):
+        return {name: repeated(values, times) for name, values in batch.items()}
+    return batch.repeat(times, *[1] * (batch.ndim - 1))
+
+
 def objectives(model: Any) -> list[tuple[list[nn.Parameter], Callable[[Any], dict[str, Tensor]]]]:
     """(parameters, losses) of each optimizer."""
     if isinstance(model, PhasedModel):
@@ -131,16 +137,12 @@ def test_phases_share_all_parameters_out(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", kinds_that(Model) + kinds_that(PhasedModel))
 def test_losses_are_means_over_the_batch(kind: str) -> None:
-    """Where no noise is drawn: twice the same samples, the same losses."""
+    """The same samples 500 and 1000 times: the same losses, but for the noise a model draws (below 0.5 nat)."""
     model, batch = example(kind)
-    doubled = {k: torch.cat([v, v]) for k, v in batch.items()} if isinstance(batch, Mapping) else torch.cat([batch] * 2)
-    for _, losses in objectives(model.eval()):
-        before = torch.get_rng_state()
-        once = losses(batch)
-        if not torch.equal(before, torch.get_rng_state()):
-            pytest.skip("its losses draw noise")
-        for name, value in losses(doubled).items():
-            torch.testing.assert_close(value, once[name], msg=name)
+    for _, losses in objectives(model):
+        few, many = losses(repeated(batch, 500)), losses(repeated(batch, 1000))
+        for name in few:
+            torch.testing.assert_close(many[name], few[name], rtol=0, atol=0.5, msg=name)
 
 
 @pytest.mark.parametrize("kind", kinds_that(Model))

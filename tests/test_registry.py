@@ -268,7 +268,7 @@ def test_shared_tensors_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(models.MODELS, "two_names", TwoNames)
     model = TwoNames(num_visible=3)
     with torch.no_grad():
-        model.part.fill_(5.0)
+        model.get_buffer("part").fill_(5.0)
     models.save(model, tmp_path, {})
     loaded = models.load(tmp_path)
     assert isinstance(loaded, TwoNames) and loaded.first is loaded.second

@@ -1,8 +1,8 @@
 """Raw inputs → samples, one kind per file.
 
-A source has up to three sets, `train`, `validation` and `test`; one that does not say otherwise is all `train`. A sample
-is an array of one shape and dtype for the whole source; the value a model sees is stored / scale. Labels are class
-numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
+A source has up to three sets, `train`, `validation` and `test`; one that does not say otherwise is all `train`. A
+sample is an array of one shape and dtype for the whole source; the value a model sees is stored / scale. Labels are
+class numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
 (data/splits.py) and writing anything (data/ingest.py).
 """
 
@@ -61,14 +61,24 @@ class Description:
 class RawSource(ABC):
     """Samples where they come from, in an order that depends on nothing but the content.
 
-    A kind implements the abstract methods; `describe` and `require_unchanged` are final.
+    A kind implements the abstract methods; the others are final. Like a manifest, a source can be divided by
+    data.splits.partition.
     """
 
     revision: ClassVar[int] = 1  # raised with any change of the numbers a kind gives; part of `content`
+    _described: Description | None = None
+    _seen = ""  # the fingerprint it was described under
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Cheap and fresh at every call: changes when a file is added, removed, renamed or written. Errors: InputError."""
+        """Cheap, taken anew at every call: changes when a file is added, removed, renamed or written."""
+
+    @abstractmethod
+    def keys(self, set_name: str) -> Iterator[str]:
+        """The source key of every sample of a set, in order, without reading samples again. Errors: InputError.
+
+        A key is a path relative to the source or a row number, unique in its set.
+        """
 
     @abstractmethod
     def labels(self, set_name: str) -> np.ndarray:
@@ -76,26 +86,31 @@ class RawSource(ABC):
 
     @abstractmethod
     def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        """(source key, stored array) of the samples start … stop − 1 of a set, in a fixed order.
-
-        The key is a path relative to the source or a row number, unique in its set. Errors: InputError, naming the key.
-        """
+        """(source key, stored array) of the samples start … stop − 1 of a set. Errors: InputError, naming the key."""
 
     @abstractmethod
     def _describe(self) -> Description: ...
 
     def describe(self) -> Description:
         """Reads the source once and checks it. Errors: InputError, one line naming file and sample."""
-        if not hasattr(self, "_described"):
-            seen = self.fingerprint()
-            self._described, self._seen = self._describe(), seen
+        if self._described is None:
+            self._seen = self.fingerprint()
+            self._described = self._describe()
             self.require_unchanged()
         return self._described
+
+    @property
+    def sets(self) -> dict[str, int]:
+        """Samples per set."""
+        return self.describe().sets
+
+    def numbers(self, set_name: str) -> range:
+        """The global sample numbers a set will have; empty if there is no such set."""
+        return number_range(self.sets, set_name)
 
     def require_unchanged(self) -> None:
         """Raises InputError if the source is no longer what `describe` saw (somebody is still writing it)."""
         if self.fingerprint() != self._seen:
-            del self._described
             raise InputError("the source's files changed while they were read; run again once nobody writes them")
 
 
@@ -116,6 +131,21 @@ def open_source(source: conf.Source) -> RawSource:
     from data.sources.images import Images
 
     return Images(Path(source.path), size=(source.size[0], source.size[1]), channels=source.channels)
+
+
+def number_range(sets: dict[str, int], set_name: str) -> range:
+    """The global sample numbers of one of these sets, which follow one another in the order of SETS."""
+    first = sum(sets.get(name, 0) for name in SETS[: SETS.index(set_name)])
+    return range(first, first + sets.get(set_name, 0))
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """(n,) bool: which samples hold only numbers that are finite in 32 bits, as models see them."""
+    if values.dtype.kind != "f":
+        return np.ones(len(values), bool)
+    with np.errstate(over="ignore"):
+        fine: np.ndarray = np.isfinite(values.astype(np.float32, copy=False))
+    return np.all(fine.reshape(len(fine), -1), axis=1)
 
 
 def fingerprint_files(root: Path, files: list[Path], settings: Any = None) -> str:

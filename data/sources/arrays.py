@@ -1,17 +1,19 @@
 """A .npy file (samples first), or an .npz with the arrays of one or more sets. Nothing pickled is ever loaded.
 
-In an .npz, arrays are known by name: `x`, `data`, `images` … and `y`, `labels`, `targets` …, alone or with the name of a
-set before or behind (`x_train`, `test_labels`, `valid_data`), or the set alone (`train`). Where a recipe names `data`,
-only what it names is read; in its names, one that ends in .npy is a file, any other an array of the .npz.
+In an .npz, arrays are known by name: `x`, `data`, `images` … and `y`, `labels`, `targets` …, alone or with the name of
+a set before or behind (`x_train`, `test_labels`, `valid_data`), or the set alone (`train`). Where a recipe names
+`data`, only what it names is read; in its names, one that ends in .npy is a file, any other an array of the .npz.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -94,16 +96,16 @@ class Arrays(WholeSource):
             place = SETS[sets[0]] if sets else "train", ROLES[roles[0]] if roles else "data"
             if place in found:
                 raise InputError(
-                    f"{show(self.path)}: both {show(found[place])!r} and {show(name)!r} could be the {place[0]} {place[1]}; "
-                    "say which with source.data, source.labels, source.test_data, source.test_labels"
+                    f"{show(self.path)}: both {show(found[place])!r} and {show(name)!r} could be the {place[0]} "
+                    f"{place[1]}; say which with source.data, source.labels, source.test_data, source.test_labels"
                 )
             found[place] = name
         if not any(role == "data" for _, role in found):
             if len(names) == 1:
                 return {("train", "data"): names[0]}
             raise InputError(
-                f"{show(self.path)}: none of its arrays {show(', '.join(names))} has a usual name (x, data, x_train …); "
-                "say which one to read with source.data"
+                f"{show(self.path)}: none of its arrays {show(', '.join(names))} has a usual name "
+                "(x, data, x_train …); say which one to read with source.data"
             )
         return found
 
@@ -125,7 +127,7 @@ class Arrays(WholeSource):
             return data
         if math.prod(self.image_shape) != math.prod(data.shape[1:]):
             raise InputError(
-                f"{where}: samples of shape {data.shape[1:]} are no pictures of source.image_shape {list(self.image_shape)}"
+                f"{where}: samples of shape {data.shape[1:]} do not fit source.image_shape {list(self.image_shape)}"
             )
         return data.reshape(len(data), *self.image_shape)
 
@@ -138,6 +140,8 @@ def _map_npy(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise unreadable(path, error) from None
+    except ValueError as error:
+        raise InputError(f"{show(path)}: cannot be mapped ({show(error)}); write or fetch it again") from None
 
 
 def _read_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarray:
@@ -149,23 +153,27 @@ def _read_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarra
         with archive.open(member) as file:
             _check_header(file, entry.file_size, where)
         with archive.open(member) as file:
-            array = npy.read_array(file, allow_pickle=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                array = npy.read_array(file, allow_pickle=False)
             file.read(1)  # zipfile checks the CRC only at a member's end
             return array
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{where}: damaged ({show(error)}); write or fetch it again") from None
 
 
-def _check_header(file, size: int, where: str) -> None:  # type: ignore[no-untyped-def]
+def _check_header(file: BinaryIO | IO[bytes], size: int, where: str) -> None:
     """Refuses pickles, and headers that do not tell the size of what follows."""
     try:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(file, max_header_size=MAX_HEADER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # files of Python 2 are slower to read, and fine
+            shape, _, dtype = read(file, max_header_size=MAX_HEADER)
     except ValueError as error:
         raise InputError(f"{where}: expected a NumPy array, found a broken header ({show(error)})") from None
     if dtype.hasobject:
         raise InputError(f"{where}: holds Python objects, which only a pickle can carry; save plain numbers instead")
     expected = file.tell() + math.prod(shape) * dtype.itemsize
     if expected != size:
-        raise InputError(f"{where}: its header says {shape} {dtype}, {expected} bytes; found {size}; it is cut or changed")
+        raise InputError(f"{where}: {shape} {dtype} need {expected} bytes, found {size}; write or fetch it again")

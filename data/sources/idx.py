@@ -105,7 +105,7 @@ def _parse(path: Path, file: BinaryIO, limit: int, exact: bool) -> np.ndarray:
     """`limit`: bytes the whole content has (exact) or may have."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= MAX_DIMENSIONS:
-        raise InputError(f"{show(path)}: expected an IDX file (00 00 type dimensions), found the bytes {magic.hex(' ')}")
+        raise InputError(f"{show(path)}: expected IDX (00 00 type dimensions), found the bytes {magic.hex(' ')}")
     header = file.read(4 * magic[3])
     if len(header) < 4 * magic[3]:
         raise InputError(f"{show(path)}: cut short inside its header; fetch it again")
@@ -129,4 +129,4 @@ def _parse(path: Path, file: BinaryIO, limit: int, exact: bool) -> np.ndarray:
     if len(content) != expected:
         found = "more" if len(content) > expected else f"{len(content)}"
         raise InputError(f"{show(path)}: its header says {shape}, {expected} bytes of values; found {found}")
-    return np.frombuffer(bytes(content) if not content else content, dtype).reshape(shape)
+    return np.ndarray(shape, dtype, content)

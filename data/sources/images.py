@@ -1,9 +1,9 @@
 """A folder tree of pictures; a picture's class is the path of its folder, and none if it lies at the top.
 
-A tree whose top folders are named like sets (`train`, `validation`, `test`) has those sets; then classes are the folders
-inside them. Every file is hashed and its header checked before anything is written; that it can be decoded shows during
-ingest. A picture is turned as its EXIF orientation says, laid on white where it is transparent, converted to gray or
-RGB, and resized to the recipe's size (bilinear, antialiased).
+A tree whose top folders are named like sets (`train`, `validation`, `test`) has those sets; then classes are the
+folders inside them. Every file is hashed and its header checked before anything is written; that it can be decoded
+shows during ingest. A picture is turned as its EXIF orientation says, laid on white where it is transparent, converted
+to gray or RGB, and resized to the recipe's size (bilinear, antialiased).
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Images(RawSource):
         files = [self.root / picture.key for pictures in self._list().values() for picture in pictures]
         return fingerprint_files(self.root, files, [self.size, self.channels])
 
+    def keys(self, set_name: str) -> Iterator[str]:
+        self.describe()
+        return (picture.key for picture in self._pictures[set_name])
+
     def labels(self, set_name: str) -> np.ndarray:
         self.describe()
         return self._labels[set_name]
@@ -103,7 +107,7 @@ class Images(RawSource):
     # --- the tree ---
 
     def _list(self) -> dict[str, list[Picture]]:
-        """The pictures of every set, by path. Errors: InputError for a folder without any, and for what is no picture."""
+        """The pictures of every set, by path. Errors: InputError, if there are none or if sets and classes mix."""
         paths = sorted(self._walk(self.root), key=lambda path: path.encode())
         if not paths:
             raise InputError(f"{show(self.root)}: no pictures in this folder; expected {', '.join(FORMATS)} files")
@@ -181,9 +185,10 @@ class Images(RawSource):
         if image.width * image.height > MAX_PIXELS:
             raise self._too_large(picture)
         if image.mode in DEEP:
-            raise InputError(f"{self._where(picture)}: more than 8 bits per channel ({image.mode}); convert it to 8 bits")
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{self._where(picture)}: holds {image.n_frames} frames; expected a single picture")
+            raise InputError(f"{self._where(picture)}: more than 8 bits per channel ({image.mode}); convert it to 8")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise InputError(f"{self._where(picture)}: holds {frames} frames; expected a single picture")
         return image
 
     def _too_large(self, picture: Picture) -> InputError:
@@ -198,7 +203,7 @@ class Images(RawSource):
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("L" if self.channels == 1 else "RGB")
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{self._where(picture)}: cannot be decoded ({show(error)}); replace or remove it") from None
+            raise InputError(f"{self._where(picture)}: cannot be decoded ({show(error)}); replace it") from None
         if image.size != (self.size[1], self.size[0]):
             image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(image, np.uint8)

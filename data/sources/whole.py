@@ -18,10 +18,11 @@ import numpy as np
 
 from conf.errors import InputError, show
 from data import durable
-from data.sources import SETS, Description, RawSource
+from data.sources import SETS, Description, RawSource, finite
 
 CHUNK_BYTES = 16 << 20  # how much is converted and checked at a time
-DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+DTYPES = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+DTYPES += ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class WholeSource(RawSource):
     def _labels(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         return number_labels(self._tables)
 
+    def keys(self, set_name: str) -> Iterator[str]:
+        return map(str, range(len(self._tables[set_name].data)))
+
     def labels(self, set_name: str) -> np.ndarray:
         return self._labels[0][set_name]
 
@@ -76,7 +80,7 @@ class WholeSource(RawSource):
             for start, chunk in _chunks(table.data):
                 _check_finite(chunk, start, table.where)
                 low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
-                content.update(chunk)
+                content.update(chunk.data)
             digests[name] = content.hexdigest()
         if low == high:
             raise InputError(f"{first.where}: every value of every sample is {low:g}, so there is nothing to learn")
@@ -142,7 +146,8 @@ def _plain_labels(table: Table) -> tuple[np.ndarray, np.ndarray]:
         odd = np.flatnonzero((labels != np.floor(labels)) | (np.abs(labels) > 2**53))
         if len(odd):
             raise InputError(f"{where}: the label of sample {odd[0]} is {labels[odd[0]]:g}; expected a whole number")
-    bad = np.flatnonzero((labels < -1) | (labels > np.int64(2**62))) if labels.dtype.kind != "b" else []
+    labels = labels.astype(np.int8) if labels.dtype.kind == "b" else labels
+    bad = np.flatnonzero((labels < -1) | (labels > 2**53))
     if len(bad):
         raise InputError(
             f"{where}: the label of sample {bad[0]} is {labels[bad[0]]}; expected 0 or more, or −1 where it is missing"
@@ -166,14 +171,14 @@ def _check_table(table: Table) -> None:
 
 
 def _check_finite(chunk: np.ndarray, start: int, where: str) -> None:
-    if chunk.dtype.kind != "f":
-        return
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(chunk.astype(np.float32, copy=False)).reshape(len(chunk), -1)
-    if not finite.all():
-        row, place = np.argwhere(~finite)[0]
-        found = chunk.reshape(len(chunk), -1)[row, place]
-        raise InputError(f"{where}: value {place} of sample {start + row} is {found}; expected a finite 32-bit number")
+    fine = finite(chunk)
+    if not fine.all():
+        row = int(np.argmin(fine))
+        values = chunk[row].ravel()
+        place = int(np.argmin(finite(values[:, None])))
+        raise InputError(
+            f"{where}: value {place} of sample {start + row} is {values[place]}; expected a finite 32-bit number"
+        )
 
 
 def _chunks(data: np.ndarray, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:

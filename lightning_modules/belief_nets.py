@@ -1,0 +1,126 @@
+"""Deep belief nets made from a stack of RBMs (Hinton, Osindero & Teh 2006, Neural Comput. 18).
+
+Symbols: h₀ = v the data, h_k the hidden units of layer k, L layers. The top RBM is an undirected prior over h_{L−1};
+every layer below keeps only its downward half p(h_{k−1} | h_k), its upward half q(h_k | h_{k−1}) infers.
+Not here: the layers themselves (`boltzmann`), growing the stack (`stack`), nets whose layers are all undirected.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self, cast
+
+import torch
+from torch import Tensor
+
+from lightning_modules.boltzmann import RBM
+from lightning_modules.interfaces import ComposedModel, Effort, Encodes, HasLogProb, LogLikelihood, Samples
+from lightning_modules.stack import Stack
+from lightning_modules.units import Bernoulli
+
+
+class DBN(ComposedModel, Encodes, Samples, HasLogProb):
+    """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}).
+
+    stack: RBMs only, those above the lowest with Bernoulli visible units, else ValueError. It is kept, not copied.
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __init__(self, *, stack: Stack) -> None:
+        super().__init__()
+        for number, layer in enumerate(stack, start=1):
+            if not isinstance(layer, RBM):
+                raise ValueError(f"every layer of a DBN is an RBM, but layer {number} is {type(layer).__name__}")
+            if number > 1 and not isinstance(layer.visible_units, Bernoulli):
+                raise ValueError(f"layer {number} of a DBN stands on binary units, so its visible must be bernoulli")
+        self.stack = stack
+        self.num_visible = stack.num_visible
+        self.num_hidden = stack.num_hidden
+
+    @property
+    def visible_range(self) -> tuple[float, float] | None:
+        """That of the lowest layer."""
+        return self.stack.visible_range
+
+    @property
+    def hidden_range(self) -> tuple[float, float] | None:
+        """That of the top layer: (0, 1)."""
+        return self.stack.hidden_range
+
+    @property
+    def directed_layers(self) -> list[RBM]:
+        """All layers but the top one, lowest first."""
+        return cast(list[RBM], list(self.stack))[:-1]
+
+    @property
+    def top(self) -> RBM:
+        """The undirected layer."""
+        return cast(RBM, self.stack[-1])
+
+    def encode(self, v: Tensor) -> Tensor:
+        """Means from the data to the top units, (batch, num_visible) → (batch, num_hidden)."""
+        return self.stack.encode(v)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
+        """`effort.num_temperatures` Gibbs steps in the top RBM, then one pass down: draws, and means at the data."""
+        mean = self.top.sample(num_samples, effort=effort)
+        for layer in reversed(self.directed_layers):
+            mean = layer.decode(layer.hidden_units.draw(mean))
+        return mean
+
+    @torch.no_grad()
+    def log_weights(self, x: Tensor, num_samples: int) -> Tensor:
+        """log p*(x, h) − log q(h | x) without the top layer's log Z, for draws h ~ q: (num_samples, batch), nats.
+
+        Constant over h where q is the posterior, as under a top layer whose weights are the transposed ones below it.
+        """
+        return torch.stack([self._log_weight(x, self._infer(x)) for _ in range(num_samples)])
+
+    def _infer(self, x: Tensor) -> list[Tensor]:
+        """h_1 … h_{L−1}, one draw of each from q(h_k | h_{k−1}): (batch, num_hidden_k)."""
+        hidden: list[Tensor] = []
+        for layer in self.directed_layers:
+            x = layer.sample_hidden(x)
+            hidden.append(x)
+        return hidden
+
+    def _log_weight(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
+        """Σ_k [log p(h_{k−1} | h_k) − log q(h_k | h_{k−1})] − F_top(h_{L−1}), (batch,)."""
+        total = x.new_zeros(len(x))
+        below = x
+        for layer, above in zip(self.directed_layers, hidden, strict=True):
+            total += layer.visible_units.log_prob(below, layer.visible_field(above))
+            total -= layer.hidden_units.log_prob(above, layer.hidden_field(below))
+            below = above
+        return total - self.top.free_energy(below)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
+        """E_q[log p*(x, h) − log q(h | x)] − log Z ≤ log p(x), (batch,) nats (Salakhutdinov & Murray 2008, eq. 18).
+
+        The mean of `effort.num_samples` draws of q per example. Where log Z is an estimate by AIS, which is low in
+        expectation, the bound holds only up to its error. The standard error combines that of the draws (unknown, hence
+        None, for a single one) and that of log Z; the effective sample size is that of AIS.
+        """
+        log_weights = self.log_weights(x, effort.num_samples)
+        partition = self.top.log_partition(effort=effort)
+        std_error = None
+        if effort.num_samples > 1:
+            sampling = (log_weights.var(0).sum() / effort.num_samples).sqrt().item() / len(x)
+            std_error = math.hypot(sampling, partition.std_error or 0.0)
+        return LogLikelihood(
+            nats=log_weights.mean(0) - partition.nats,
+            kind="lower_bound",
+            estimator=f"variational bound ({effort.num_samples} draws of q), log Z by {partition.estimator}",
+            effort=effort,
+            std_error=std_error,
+            effective_sample_size=partition.effective_sample_size,
+        )
+
+    @classmethod
+    def example(cls) -> tuple[Self, Tensor]:
+        """Two tiny RBMs, and two binary samples."""
+        stack, batch = Stack.example()
+        return cls(stack=stack), batch
