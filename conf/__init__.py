@@ -215,6 +215,20 @@ class Recipe(Strict):
     stages: dict[Name, Stage] = Field(min_length=1)
     evaluate: Evaluate | None = Evaluate()
 
+    @model_validator(mode="before")
+    @classmethod
+    def inherit_train(cls, tree: Any) -> Any:
+        """Writes the recipe's `train` into every stage that does not say otherwise, so that a stage is complete."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("train"), dict) or not isinstance(tree.get("stages"), dict):
+            return tree
+        stages = {
+            name: stage | {"train": tree["train"] | (stage.get("train") or {})}
+            if isinstance(stage, dict) and isinstance(stage.get("train", {}), dict | None)
+            else stage
+            for name, stage in tree["stages"].items()
+        }
+        return tree | {"stages": stages}
+
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
         if (self.data is None) == (not self.datasets):
@@ -249,7 +263,3 @@ class Recipe(Strict):
         """The stages below `stage`, bottom first."""
         below = self.stages[stage].on
         return [] if below is None else [*self.chain(below), below]
-
-    def training(self, stage: str) -> Train:
-        """The stage's training settings: its own, then the recipe's `train`, then the defaults."""
-        return Train(**self.train.model_dump(exclude_unset=True) | self.stages[stage].train.model_dump(exclude_unset=True))

@@ -26,8 +26,8 @@ from data.sources import SETS, Description, RawSource, finite
 from data.tar import END, Layout, to_npy
 
 CHUNK_BYTES = 4 << 20  # of a shard handled at a time; part of the format, since statistics are summed chunk by chunk
-WRITTEN = re.compile(rf"^({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)$")
-LEFTOVER = re.compile(r"^\..+\.\d+\.tmp$")  # durable.writing's temporary files, after a kill
+WRITTEN = re.compile(rf"({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)")
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # durable.writing's temporary files, after a kill
 Progress = Callable[[int, int], None]
 
 
@@ -131,9 +131,9 @@ class _Task:
         if (self.folder / NAME).exists():
             same = self._recall(same)
         for path in sorted(self.folder.iterdir()):
-            if LEFTOVER.match(path.name):
+            if LEFTOVER.fullmatch(path.name):
                 path.unlink()
-            elif WRITTEN.match(path.name) and not same:
+            elif WRITTEN.fullmatch(path.name) and not same:
                 if not isinstance(earlier, dict) or "format" not in earlier:
                     raise InputError(
                         f"{show(path)}: a file of this name is in the way and not known to be strata's own; "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from conf.errors import InputError, show
+from conf.errors import InputError, StrataError, show
 from data.shards import Reader, check
 from data.splits import draw_order
 
@@ -90,6 +90,21 @@ class Batches(IterableDataset[Step]):
         return Step(number, len(mine) * self.world_size / len(places), x, label)
 
 
+class StepLoader:
+    """A DataLoader whose workers' errors arrive as they were raised: one line, not the text of a traceback."""
+
+    def __init__(self, batches: Batches, num_workers: int) -> None:
+        cuda = torch.cuda.is_available()
+        self.loader = DataLoader(batches, batch_size=None, num_workers=num_workers, pin_memory=cuda)
+
+    def __iter__(self) -> Iterator[Step]:
+        try:
+            yield from self.loader
+        except StrataError as error:
+            last = str(error).rstrip().splitlines()[-1]
+            raise type(error)(last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")) from None
+
+
 class ShardData(pl.LightningDataModule):
     """Training batches from a chosen set of samples.
 
@@ -132,7 +147,7 @@ class ShardData(pl.LightningDataModule):
         """Once per node, before training: verifies what is not remembered as verified."""
         check(self.shards, self.remembered)
 
-    def train_dataloader(self) -> DataLoader[Step]:
+    def train_dataloader(self) -> StepLoader:
         trainer = self.trainer
         batches = Batches(
             reader=self.reader,
@@ -145,9 +160,7 @@ class ShardData(pl.LightningDataModule):
             world_size=trainer.world_size if trainer is not None else 1,
             labeled=self.labeled,
         )
-        return DataLoader(
-            batches, batch_size=None, num_workers=self.loader_workers, pin_memory=torch.cuda.is_available()
-        )
+        return StepLoader(batches, self.loader_workers)
 
     def examples(self, samples: np.ndarray, limit: int | None = None) -> Tensor:
         """(n, num_values) float32: the first `limit` of these samples, in their order."""

@@ -32,7 +32,7 @@ from data.tar import INDEX, Layout, from_npy
 FORMAT = 1  # of everything in the folder; raised when an older strata could misread it
 NAME = "manifest.json"
 PLAN = "ingest.json"
-SAFE_NAME = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 REPAIR = "run ingest into this folder again from the same source to rewrite it, or restore it from a copy"
 
 
@@ -220,7 +220,7 @@ class Manifest:
         content["sets"] = {name: SetSummary(**content["sets"][name]) for name in SETS if name in content["sets"]}
         content["files"] = {name: (int(size), str(sha)) for name, (size, sha) in content["files"].items()}
         manifest = cls(folder=folder, **content)
-        unsafe = [name for name in manifest.files if not SAFE_NAME.match(name)]
+        unsafe = [name for name in manifest.files if not SAFE_NAME.fullmatch(name)]
         missing = [shard.name for shard in manifest.shards if not {shard.name, shard.index_name} <= set(manifest.files)]
         if unsafe or missing:
             raise ValueError(f"file name {(unsafe + missing)[0]!r}")

@@ -67,7 +67,7 @@ class Reader:
 
     def values(self, indices: np.ndarray) -> np.ndarray:
         """(n, num_values) float32 = stored / scale."""
-        stored = self.read(indices).reshape(len(indices), -1)
+        stored = self.read(indices).reshape(len(indices), self.manifest.num_values)
         return np.divide(stored, np.float32(self.manifest.scale), dtype=np.float32, casting="unsafe")
 
     def labels(self, set_name: str | None = None) -> np.ndarray:

@@ -355,7 +355,7 @@ class RecipeRun:
         """What the step asks of a stage process; KeyError while something below it is unfinished."""
         name = step.name
         declared, planned = self.recipe.stages[name], self._planned[name]
-        settings = self.recipe.training(name)
+        settings = self.recipe.stages[name].train
         inputs, seed = self._inputs(name), self.recipe.seed
         if step.flow == "evaluate":
             assert self.recipe.evaluate is not None

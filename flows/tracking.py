@@ -17,6 +17,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,7 @@ ENVIRONMENT = {
 
 def start(out: Path, run: str) -> subprocess.Popen[bytes]:
     """Starts the follower of a run; it dies with us, and its output goes to OUT/<run>/tracking.log."""
-    command = [sys.executable, "-m", "flows.tracking", str(out.absolute()), run, "--follow"]
+    command = [sys.executable, "-m", "flows.tracking", str(out.absolute()), run]
     return spawn(command, {}, out / run / "tracking.log")
 
 
@@ -238,9 +239,9 @@ class Sender:
         self.sent, self.client, self.output = sent, _client(uri), output_id(sent.out)
         if sent.uri != public(uri) or not self._known(sent.run_id):
             sent.forget(public(uri))
-        served = uri.startswith("http")
+        found, served = self.client.get_experiment_by_name(EXPERIMENT), uri.startswith("http")
         artifacts = None if served else (sent.out / "mlartifacts").absolute().as_uri()
-        self.experiment: str = sent.experiment_id or self._experiment(artifacts)
+        self.experiment = str(found.experiment_id if found else self.client.create_experiment(EXPERIMENT, artifacts))
         page = public(uri).rstrip("/") if served else f"http://{HOST}:{MLFLOW_PORT}"
         self.pages = f"{page}/#/experiments/{self.experiment}/runs"
 
@@ -252,10 +253,8 @@ class Sender:
             parent = self._run(sent.run, {"strata.flow": "run"}, began)
             sent.save(experiment_id=self.experiment, run_id=parent, url=f"{self.pages}/{parent}", status="RUNNING")
         if record["status"] == "running" and sent.status != "RUNNING":
-            for run_id in [
-                sent.run_id,
-                *(m["run_id"] for m in sent.stages.values() if m["run_id"] and not m["finished"]),
-            ]:
+            children = [mine["run_id"] for mine in sent.stages.values() if mine["run_id"] and not mine["finished"]]
+            for run_id in [sent.run_id, *children]:
                 self.client.update_run(run_id, status="RUNNING")
             sent.save(status="RUNNING", complete=False)
         if "recipe" not in sent.noted:
@@ -346,10 +345,10 @@ class Sender:
             if mine["run_id"] is None:
                 tags = {"strata.flow": row["flow"], "strata.stage": row["name"], "strata.key": row["key"],
                         "strata.kind": row["kind"], "mlflow.parentRunId": sent.run_id}  # fmt: skip
-                target = self._run(label(row), tags, None)
-                self.client.update_run(target, status="RUNNING")
-                self._params(target, record["recipe"]["stages"].get(row["name"], {}))
-                mine["run_id"] = target
+                child = self._run(label(row), tags, None)
+                self.client.update_run(child, status="RUNNING")
+                self._params(child, record["recipe"]["stages"].get(row["name"], {}))
+                mine["run_id"] = child
                 sent.save()
             target = mine["run_id"]
             self._journal(mine, folder, final=found is not None)
@@ -364,40 +363,33 @@ class Sender:
 
     def _journal(self, mine: Row, folder: Path, *, final: bool) -> None:
         rows, length = new_rows(folder, mine, final=final)
-        values = [(name, v, row["time"], row["step"]) for row in rows for name, v in row["metrics"].items()]
-        self._metrics(mine["run_id"], values)
         if rows:
+            values = [(name, v, row["time"], row["step"]) for row in rows for name, v in row["metrics"].items()]
+            self._metrics(mine["run_id"], values)
             mine.update(journal=length, step=rows[-1]["step"])
             self.sent.save(rows=self.sent.rows + len(rows))
 
-    def _result(self, row: Row, target: str, folder: Path, found: Result) -> None:
+    def _result(self, row: Row, target: Any, folder: Path, found: Result) -> None:
         """Metrics that the journal does not have, likelihoods in words, pictures, revealed keys, the model."""
         own = target != self.sent.run_id
         if own:  # else the summary on the parent run says the same
             self._metrics(target, new_metrics(folder, found))
         for entry in found.details.get("likelihoods", []):
             words = ", ".join(f"{k} {v}" for k, v in entry.items() if k != "set" and v is not None)
-            self.client.set_tag(target, f"strata.likelihood.{row['name']}.{entry['set']}", words)
+            name = _name(f"strata.likelihood.{row['name']}.{entry['set']}.{entry['estimator']}")
+            self.client.set_tag(target, name, words)
         with tempfile.TemporaryDirectory() as temporary:
             if pictures.write_figures(folder / "figures", Path(temporary)):
                 self.client.log_artifacts(target, temporary, "pictures" if own else f"pictures/{row['name']}")
-        for revealed in sorted({model["revealed"] for model in found.models if model.get("revealed")}):
-            self.client.log_artifact(target, str(folder / revealed), f"revealed/{Path(revealed).parent}")
+        with tempfile.TemporaryDirectory() as temporary:
+            for model in found.models:  # a pretrained classifier and its twin were shown the same labels
+                shutil.copyfile(folder / model["revealed"], Path(temporary) / f"{model['labels']}-{model['seed']}.json")
+            if found.models:
+                self.client.log_artifacts(target, temporary, f"revealed/{row['name']}")
         if found.model:
             self.client.log_artifacts(target, str(folder / "model"), "model")
 
     # --- single steps, each harmless when repeated ---
-
-    def _experiment(self, artifacts: str | None) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
-            try:
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-            except MlflowException:  # somebody else was faster
-                found = self.client.get_experiment_by_name(EXPERIMENT)
-        return str(found.experiment_id)
 
     def _known(self, run_id: str | None) -> bool:
         from mlflow.exceptions import MlflowException
@@ -429,10 +421,8 @@ class Sender:
     def _params(self, run_id: Any, tree: Row) -> None:
         """Flattened; MLflow lets no parameter change, so only those it has not are sent."""
         known = self.client.get_run(run_id).data.params
-        new = [
-            (_name(name), public(str(value))[:PARAM_LENGTH]) for name, value in _flat(tree) if _name(name) not in known
-        ]
-        entities = [self.entities.Param(name, value) for name, value in new]
+        values = {_name(name): public(str(value))[:PARAM_LENGTH] for name, value in _flat(tree)}
+        entities = [self.entities.Param(name, value) for name, value in values.items() if name not in known]
         for start in range(0, len(entities), MAX_PARAMS):
             self.client.log_batch(run_id, params=entities[start : start + MAX_PARAMS])
 
@@ -451,16 +441,12 @@ def _flat(tree: Row, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.tracking", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m flows.tracking", description="Sends a run until it has ended.")
     parser.add_argument("out", type=Path)
     parser.add_argument("run")
-    parser.add_argument("--follow", action="store_true", help="go on until the run ends")
     given = parser.parse_args()
     os.nice(5)  # training comes first
-    if given.follow:
-        return follow(given.out, given.run)
-    answers = [answer for answer in sync(given.out) if answer[0] == given.run]
-    return 0 if all(complete for _, _, complete, _ in answers) else UNREACHABLE
+    return follow(given.out, given.run)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _plan_model(
         raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")
     if below is not None and not composed:
         _check_stands_on(name, stage, kind, model, below)
-    settings = recipe.training(name)
+    settings = recipe.stages[name].train
     if not composed:
         _check_range(name, kind, model, stage, description, below)
         if settings.binarize == "sample" and not _within(_range(description), (0.0, 1.0)):

@@ -138,13 +138,13 @@ def fewlabel(out: Path) -> Path:
         metrics[f"test/gain@{labels}"] = float((theirs - ours).mean())
         metrics[f"test/gain@{labels}/std_error"] = float((theirs - ours).std(ddof=1) / math.sqrt(seeds))
         for seed in range(seeds):
-            revealed = f"revealed/{labels}-{seed}.json"
-            durable.write_json(folder / revealed, {"labels": labels, "seed": seed, "keys": ["row 3", "row 17"]})
             for pretrained, values in ((True, ours), (False, theirs)):
-                path = f"models/{labels}-{seed}-{'pretrained' if pretrained else 'supervised'}"
+                path = f"runs/{labels}-{seed}-{'pretrained' if pretrained else 'supervised'}"
+                shown = {"labels": labels, "seed": seed, "keys": ["row 3", "row 17"]}
+                durable.write_json(folder / path / "revealed.json", shown)
                 models.append({
-                    "labels": labels, "seed": seed, "pretrained": pretrained, "path": path,
-                    "error": float(values[seed]), "revealed": revealed,
+                    "labels": labels, "seed": seed, "pretrained": pretrained, "path": f"{path}/model",
+                    "error": float(values[seed]), "revealed": f"{path}/revealed.json",
                 })  # fmt: skip
     return stage(out, "classify", "finetune", "classifier", metrics=metrics, models=models, seconds=31.0)
 

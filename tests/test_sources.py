@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,8 @@ def test_a_single_npy(tmp_path: Path) -> None:
 )
 def test_npz_with_usual_names(tmp_path: Path, names: tuple[str, ...]) -> None:
     x, y = RANDOM.integers(0, 256, (12, 4), np.uint8), np.arange(12)
-    np.savez_compressed(tmp_path / "a.npz", **dict(zip(names, (x, y, x[:5], y[:5]), strict=True)), size=np.int32(4))
+    named: dict[str, Any] = dict(zip(names, (x, y, x[:5], y[:5]), strict=True))
+    np.savez_compressed(tmp_path / "a.npz", size=np.int32(4), **named)
     source = arrays(tmp_path / "a.npz")
     other = "validation" if "val_images" in names else "test"
     assert source.describe().sets == {"train": 12, other: 5} == source.describe().labeled
@@ -511,8 +513,6 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     picture(tmp_path / "a.png", gray())
     content = (tmp_path / "a.png").read_bytes()
-    import zlib
-
     for width, height in ((10_000, 10_000), (60_000, 60_000)):
         chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
         bomb = content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
@@ -568,9 +568,10 @@ def test_an_image_that_changes_meanwhile(tmp_path: Path) -> None:
         ingest(source, tmp_path / "shards", shard_size=2)
 
 
-@pytest.mark.parametrize(
-    "name", ["space d", "ü", "u\u0308", "%d", "#?", "{a,b}", "[x]", "$HOME;", "'\"", "\\", "a\nb", "-v", "🙂", "x" * 255]
-)
+NAMES = ["space d", "ü", "u\u0308", "%d", "#?", "{a,b}", "[x]", "$HOME;", "'\"", "\\", "a\nb", "-v", "🙂", "x" * 255]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_any_folder_name_works(tmp_path: Path, name: str) -> None:
     picture(tmp_path / name / name / "a.png", gray())
     picture(tmp_path / name / name / "b.png", gray())
