@@ -258,6 +258,19 @@ def _deploy(arguments: argparse.Namespace) -> dict[str, Any]:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """key=value may stand before and behind options; argparse alone takes only the first group of them."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    assignments = getattr(arguments, "overrides", getattr(arguments, "settings", None))
+    unknown = [word for word in rest if word.startswith("-") or assignments is None]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if assignments is not None:
+        assignments += rest
+    return arguments
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise Interrupted(number)
 
@@ -269,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     os.umask(0o077)
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parse(argv)
         answer = arguments.do(arguments)
         if arguments.json:
             print(json.dumps(answer, ensure_ascii=False))

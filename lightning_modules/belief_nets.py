@@ -98,7 +98,7 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
-        """E_q[log p*(x, h) − log q(h | x)] − log Z ≤ log p(x), (batch,) nats (Salakhutdinov & Murray 2008, eq. 18).
+        """E_q[log p*(x, h) − log q(h | x)] − log Z ≤ log p(x), (batch,) nats (Salakhutdinov & Murray 2008, ICML).
 
         The mean of `effort.num_samples` draws of q per example. Where log Z is an estimate by AIS, which is low in
         expectation, the bound holds only up to its error. The standard error combines that of the draws (unknown, hence

@@ -210,7 +210,7 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
     def _log_pseudolikelihood(self, v: Tensor, hidden_field: Tensor) -> Tensor:
         """Σ_i log p(v_i | all other visible units) of binary v, estimated from one random unit per example: (batch,).
 
-        p(v_i | rest) = σ(F(v with unit i flipped) − F(v)) (Besag 1975; Marlin et al. 2010, AISTATS, §3.4).
+        p(v_i | rest) = σ(F(v with unit i flipped) − F(v)) (Besag 1975; Marlin et al. 2010, AISTATS).
         """
         unit = torch.randint(self.num_visible, (len(v),), device=v.device)
         flip = 1 - 2 * v.gather(1, unit[:, None])  # (batch, 1)
@@ -328,7 +328,7 @@ class _RBMAnnealing(Annealing):
     """Chains of a machine whose parameters grow from independent visible units (β = 0) to their own values (β = 1):
 
     p_β(v) ∝ exp(log_base(v) + T(v)·((1−β) b₀ + β b)) Π_j (1 + exp β(c + T(v)W)_j)
-    (Salakhutdinov & Murray 2008, ICML, §4.1, with hidden units of field zero at the start).
+    (Salakhutdinov & Murray 2008, ICML, with hidden units of field zero at the start).
     """
 
     def __init__(self, rbm: RBM, num_chains: int, base_field: Tensor | None) -> None:

@@ -98,7 +98,7 @@ def annealed_importance_sampling(chains: Annealing, effort: Effort) -> LogPartit
 
 
 def importance_weighted(log_weights: Tensor, effort: Effort) -> LogLikelihood:
-    """The importance-weighted bound L_k = E[log (1/k) Σ_s w_s] ≤ log p(x) (Burda, Grosse & Salakhutdinov 2016, eq. 8).
+    """The importance-weighted bound L_k = E[log (1/k) Σ_s w_s] ≤ log p(x) (Burda, Grosse & Salakhutdinov 2016, ICLR).
 
     log_weights: (num_samples, batch), log p(x, z_s) − log q(z_s | x) for z_s ~ q. One sample gives the ELBO.
     The standard error, by the delta method, is that of the bound; None with one sample, which says nothing of it.

@@ -112,7 +112,7 @@ class Stack(ComposedModel, Layer):
         """Receptive fields in data space, one (num_hidden_k, num_visible) per layer.
 
         Layer 1: its own filters. Above: the filters of the layer below, weighted and summed,
-        R_k = filters_k R_{k−1} (Lee, Ekanadham & Ng 2008, §4), which leaves out the nonlinearities between them.
+        R_k = filters_k R_{k−1} (Lee, Ekanadham & Ng 2008, NIPS 20), which leaves out the nonlinearities between them.
         """
         projected: list[Tensor] = []
         for layer in self:

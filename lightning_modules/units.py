@@ -1,4 +1,4 @@
-"""One exponential family of units per class (Welling, Rosen-Zvi & Hinton 2005, NIPS).
+"""One exponential family of units per class (Welling, Rosen-Zvi & Hinton 2005, NIPS 17).
 
 A layer of independent units that receive the field η (what is added up before the nonlinearity) has the density
 
@@ -10,6 +10,7 @@ the statistics, so that these five functions are all it needs to know of its uni
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -92,7 +93,7 @@ class Gaussian(Units):
     """
 
     def log_base(self, x: Tensor) -> Tensor:
-        return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
+        return -(x.square().sum(-1) + x.shape[-1] * math.log(2 * math.pi)) / 2
 
     def statistic(self, x: Tensor) -> Tensor:
         return x

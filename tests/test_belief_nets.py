@@ -91,7 +91,7 @@ def test_directed_model_is_normalised() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_layer_of_tied_transposed_weights_leaves_the_bound_unchanged(depth: int) -> None:
-    """Hinton, Osindero & Teh 2006, §2: the bound starts where it was, so that training the new layer improves it."""
+    """Hinton, Osindero & Teh 2006, §4: the bound starts where it was, so that training the new layer improves it."""
     layers = [random_rbm(5, 4), random_rbm(4, 3)][:depth]
     before, after = dbn_of(*layers), dbn_of(*layers, tied_transpose(layers[-1]))
     for x in all_states(5)[::7]:
