@@ -219,7 +219,11 @@ class Recipe(Strict):
     @classmethod
     def inherit_train(cls, tree: Any) -> Any:
         """Writes the recipe's `train` into every stage that does not say otherwise, so that a stage is complete."""
-        if not isinstance(tree, dict) or not isinstance(tree.get("train"), dict) or not isinstance(tree.get("stages"), dict):
+        if (
+            not isinstance(tree, dict)
+            or not isinstance(tree.get("train"), dict)
+            or not isinstance(tree.get("stages"), dict)
+        ):
             return tree
         stages = {
             name: stage | {"train": tree["train"] | (stage.get("train") or {})}

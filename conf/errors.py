@@ -6,11 +6,14 @@
     ├── Damaged (4)            what strata itself wrote (shards, models, checkpoints) no longer matches its digests
     ├── Diverged (5)           a loss stopped being finite
     └── OutputError (6)        our output cannot be written
+    Interrupted (128 + n)      signal n, SIGINT or SIGTERM; no StrataError, since nothing is wrong
 
 A message is one line: which file or stage, what was expected, what was found, what to do.
 """
 
 from __future__ import annotations
+
+import signal
 
 
 class StrataError(Exception):
@@ -47,6 +50,14 @@ class OutputError(StrataError):
     """The output folder cannot be written (full, read-only, a file in the way)."""
 
     status = 6
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived; what is under way saves itself and stops."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 ERRORS = {error.status: error for error in (InputError, Busy, Damaged, Diverged, OutputError)}

@@ -19,11 +19,12 @@ class Journal:
     """Append-only; `length` is where the next row goes."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
+        kept, _ = read(path, 0, length)
+        self._time = kept[-1]["time"] if kept else 0  # a clock that was set back must not make time fall
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(length)
         self._file.seek(length)
         self.length = length
-        self._time = 0
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
         self._time = max(self._time + 1, time.time_ns() // 1_000_000)

@@ -177,7 +177,6 @@ class Request(Strict):
     """The content of request.json: jobs done one after another by one process; a finished one is skipped."""
 
     jobs: list[Job] = Field(min_length=1)
-    parent: int  # process id; the stage dies with it
     debug: bool = False
 
 

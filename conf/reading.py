@@ -30,7 +30,9 @@ class _Loader(yaml.CSafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {show(key)!r} stands twice in one mapping, line {node.start_mark.line + 1}")
+                raise yaml.YAMLError(
+                    f"the key {show(key)!r} stands twice in one mapping, line {node.start_mark.line + 1}"
+                )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -79,7 +81,9 @@ def read(path: Path, overrides: list[str]) -> Recipe:
         raise InputError(f"recipe {show(path)}: {reason}; expected a YAML file such as conf/digits.yaml") from None
     tree = parse(text, str(path))
     if not isinstance(tree, dict):
-        raise InputError(f"recipe {show(path)}: expected a mapping of name, data, stages …; found {type(tree).__name__}")
+        raise InputError(
+            f"recipe {show(path)}: expected a mapping of name, data, stages …; found {type(tree).__name__}"
+        )
     for assignment in overrides:
         override(tree, assignment)
     try:
