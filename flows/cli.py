@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from conf import Recipe
-from conf.errors import InputError, OutputError, StrataError, show
-from flows.engine import Interrupted
+from conf.errors import InputError, Interrupted, OutputError, StrataError, show
 
 EPILOG = "Exit status: 0 done, 2 wrong input, 3 busy, 4 damaged, 5 diverged, 6 output not writable, 130/143 stopped."
 
@@ -53,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     found = command("ingest", _ingest, "raw data → verified shards", "ingest idx /data/mnist --out shards/mnist")
     found.add_argument("kind", help="digits, idx, arrays or images")
     found.add_argument("path", nargs="?", help="file or folder; digits needs none")
-    found.add_argument("settings", nargs="*", metavar="key=value", help="the source's other fields, such as size=[28,28]")
+    found.add_argument(
+        "settings", nargs="*", metavar="key=value", help="the source's other fields, such as size=[28,28]"
+    )
     found.add_argument("--out", type=Path, required=True, help="the folder of shards")
     found.add_argument("--shard-size", type=int, default=10_000, help="samples per shard")
     found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
@@ -95,6 +96,7 @@ def _read(arguments: argparse.Namespace) -> Recipe:
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.engine import RecipeRun, prepare
+    from flows.opening import send_the_rest
     from flows.progress import Reporter
 
     recipe = _read(arguments)
@@ -107,6 +109,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         for step in run.steps:
             reporter.step(step)
         reporter.line("every stage is cached")
+        send_the_rest(run)
     else:
         _work(run)
     answer = run.answer()
@@ -119,7 +122,10 @@ def _work(run: Any) -> None:
     from flows import servers
     from flows.opening import opened
 
-    run.out.mkdir(parents=True, exist_ok=True)
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--out {show(run.out)}: {error.strerror}; choose another place") from None
     os.environ.update({k: v for k, v in servers.prefect_environment(run.out).items() if k not in os.environ})
     with opened(run.recipe, run.out, run=run):
         with servers.prefect_for_a_run(run.out) as (api, problem):
@@ -146,7 +152,7 @@ def _close(run: Any, out: Path) -> None:
 def _check(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.engine import prepare
 
-    prepared = prepare(_read(arguments), Path(os.devnull).parent / "strata-check-writes-nothing")
+    prepared = prepare(_read(arguments))
     if not arguments.json:
         for name, found in prepared.descriptions.items():
             shape, sizes = "×".join(map(str, found.shape)), ", ".join(f"{n:,} {s}" for s, n in found.sizes.items())

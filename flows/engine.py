@@ -10,11 +10,10 @@ flows/pipeline.py is the coat that shows it to Prefect, flows/tracking.py tells 
 
 from __future__ import annotations
 
-import signal
-
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +22,7 @@ from typing import Any
 
 import data.sources
 from conf import Data, Recipe, Split, Train
-from conf.errors import Damaged, StrataError
+from conf.errors import Damaged, OutputError, StrataError, show
 from conf.protocol import Below, Description, EvaluateJob, FinetuneJob, Inputs, Plan, PlanJob, Result, TrainJob
 from data import durable
 from data.manifest import Manifest
@@ -32,14 +31,6 @@ from flows import stage
 from flows.progress import Reporter
 
 FLOWS = ("ingest", "pretrain", "train", "finetune", "evaluate")
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM reached the command; stages have been asked to save and stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -60,17 +51,18 @@ class Prepared:
         return f"{self.recipe.name}-{durable.digest_value(asked)[:8]}"
 
 
-def prepare(recipe: Recipe, out: Path) -> Prepared:
-    """Checks everything that can be wrong before anything is written, or finds the answer given before.
+def prepare(recipe: Recipe, out: Path | None = None) -> Prepared:
+    """Checks everything that can be wrong before anything is written, or finds the answer given before in `out`.
 
-    Errors: InputError (recipe, raw data); Damaged (shards a recipe names).
+    Errors: InputError (recipe, raw data); OutputError (out); Damaged (shards a recipe names).
     """
-    stage.refuse_unwritable(out)
-    origins = {name: origin for name, origin in recipe.origins.items()}
+    if out is not None:
+        _refuse_unwritable(out.absolute())
+    origins = recipe.origins
     fingerprints = {name: _fingerprint(origin) for name, origin in origins.items()}
     digest = durable.digest_value([recipe.model_dump(mode="json"), fingerprints, code_digest()])
-    kept = out / "plans" / f"{digest}.json"
-    if kept.exists():
+    kept = out / "plans" / f"{digest}.json" if out is not None else Path(os.devnull)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none kept, or not readable: asked anew
         known = durable.read_json(kept)
         descriptions = {name: Description.model_validate(value) for name, value in known["descriptions"].items()}
         return Prepared(recipe, Plan.model_validate(known["plan"]), known["ingests"], descriptions, digest, True)
@@ -78,6 +70,14 @@ def prepare(recipe: Recipe, out: Path) -> Prepared:
     descriptions = {name: description for name, (_, description) in found.items()}
     plan = stage.ask_plan(PlanJob(recipe=recipe, descriptions=descriptions))
     return Prepared(recipe, plan, {name: key for name, (key, _) in found.items()}, descriptions, digest, False)
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Fails early where an output folder cannot be; nothing is written to find out."""
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        found = "a folder we may not write to" if place.is_dir() else "a file"
+        raise OutputError(f"--out {show(out)}: {show(place)} is {found}; choose another place")
 
 
 def _fingerprint(origin: Data) -> str:
@@ -94,29 +94,12 @@ def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
     source = data.sources.open_source(origin.source)
     described = source.describe()
     key = {"content": described.content, "shard_size": origin.shard_size}
-    return key, _after_split(described, _Ahead(source), origin.split)
+    return key, _after_split(described, source, origin.split)
 
 
-class _Ahead:
-    """A source seen as the shards it will become, as far as splitting needs it."""
-
-    def __init__(self, source: data.sources.RawSource) -> None:
-        self.source, self.sets = source, source.describe().sets
-
-    def numbers(self, set_name: str) -> range:
-        first = sum(self.sets[name] for name in list(self.sets)[: list(self.sets).index(set_name)]) if set_name in self.sets else 0
-        return range(first, first + self.sets.get(set_name, 0))
-
-    def keys(self, set_name: str) -> Iterator[str]:
-        return (key for key, _ in self.source.samples(set_name))
-
-    def labels(self, set_name: str) -> Any:
-        return self.source.labels(set_name)
-
-
-def _after_split(found: Any, shards: Manifest | _Ahead, split: Split) -> Description:
+def _after_split(found: Any, shards: Manifest | data.sources.RawSource, split: Split) -> Description:
     """found: the manifest or the source's description."""
-    parts = partition(shards, split)  # type: ignore[arg-type]
+    parts = partition(shards, split)
     train = shards.numbers("train")
     labeled = int((shards.labels("train")[parts["train"] - train.start] >= 0).sum()) if len(train) else 0
     return Description(
@@ -133,7 +116,9 @@ def _after_split(found: Any, shards: Manifest | _Ahead, split: Split) -> Descrip
 def code_digest() -> str:
     """Digest of our own source files: a plan made by other code is made anew."""
     root = Path(__file__).parent.parent
-    files = sorted(path for name in ("conf", "data", "flows", "lightning_modules") for path in (root / name).rglob("*.py"))
+    files = sorted(
+        path for name in ("conf", "data", "flows", "lightning_modules") for path in (root / name).rglob("*.py")
+    )
     return durable.digest_value([[str(path.relative_to(root)), durable.digest_file(path)] for path in files])
 
 
@@ -213,7 +198,7 @@ class RecipeRun:
             except KeyError:  # stands on something unfinished
                 return False
             step.found = True
-        return (self.folder / "report.html").exists()
+        return self._closed and (self.folder / "report.html").exists()
 
     def _find(self, step: Step) -> bool:
         """Names the step's folder and takes its result if it is finished."""
@@ -234,7 +219,9 @@ class RecipeRun:
         try:
             return Result.model_validate(durable.read_json(path))
         except ValueError:
-            raise Damaged(f"stage {step.name}: {path} cannot be read; delete {path.parent} to compute it anew") from None
+            raise Damaged(
+                f"stage {step.name}: {path} cannot be read; delete {path.parent} to compute it anew"
+            ) from None
 
     def _find_shards(self, step: Step) -> bool:
         origin = self.recipe.origins[step.name]
@@ -300,7 +287,8 @@ class RecipeRun:
         jobs = [self._job(step).model_copy(update={"folder": str(self.out / step.folder)}) for step in steps]
         label = steps[0].name if len(steps) == 1 else steps[0].flow
         with self._locked(first, steps[0]):
-            if not all((self.out / step.folder / "result.json").exists() for step in steps):
+            found = all((self.out / step.folder / "result.json").exists() for step in steps)  # another recipe's work
+            if not found:
                 try:
                     with self.reporter.bar(label, "steps") as progress:
                         request = first / "request.json"
@@ -312,7 +300,7 @@ class RecipeRun:
         for step in steps:
             if not self._find(step):
                 raise StrataError(f"stage {step.name} ended without a result; its log is {first / 'log.txt'}")
-            self._finished(step)
+            self._finished(step, found=found)
 
     @contextmanager
     def _locked(self, folder: Path, step: Step) -> Iterator[None]:
@@ -379,11 +367,15 @@ class RecipeRun:
 
     def _earlier_record(self) -> dict[tuple[str, str], dict[str, Any]]:
         path = self.folder / "run.json"
+        self._started, self._seconds, self._closed = datetime.now(UTC).isoformat(timespec="seconds"), 0.0, False
         if not path.exists():
-            self._started, self._seconds = datetime.now(UTC).isoformat(timespec="seconds"), 0.0
             return {}
-        known = durable.read_json(path)
-        self._started, self._seconds = known["started"], known["seconds"]
+        try:
+            known = durable.read_json(path)
+            self._started, self._seconds = known["started"], known["seconds"]
+            self._closed = known["status"] == "finished" and known["closed"]
+        except (ValueError, KeyError, TypeError):
+            raise Damaged(f"{path} cannot be read; delete it, finished stages stay") from None
         return {(entry["flow"], entry["name"]): entry for entry in known["stages"] if entry["status"] == "finished"}
 
     def record(self, status: str, error: str | None = None, *, closed: bool = False) -> None:

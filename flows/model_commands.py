@@ -46,9 +46,10 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
         for name, value in result["metrics"].items():
             print(f"{name:<24} {value:.4f}")
         for entry in result["details"]["likelihoods"]:
-            error = f" ± {entry['std_error']:.3f}" if entry["std_error"] is not None else ""
-            print(f"{entry['set']} log p(x): {entry['nats']:.3f}{error} nats, {entry['kind'].replace('_', ' ')}, "
-                  f"{entry['estimator']}, binarization: {entry['binarization']}, {entry['num_examples']:,} samples")  # fmt: skip
+            plus_minus = f" ± {entry['std_error']:.3f}" if entry["std_error"] is not None else ""
+            promise = f"{entry['kind'].replace('_', ' ')}, {entry['estimator']}, binarization: {entry['binarization']}"
+            number = f"{entry['nats']:.3f}{plus_minus} nats"
+            print(f"{entry['set']} log p(x): {number}, {promise}, {entry['num_examples']:,} samples")
     return {"model": str(model), "metrics": result["metrics"], "likelihoods": result["details"]["likelihoods"]}
 
 
@@ -86,10 +87,10 @@ def _do(name: str, job: Job, folder: Path, silent: bool) -> dict[str, Any]:
 def _digest(model: Path) -> str:
     path = model / "model.json"
     if not path.is_file():
-        raise InputError(f"{show(model)}: expected a model directory (with model.json), found none; a run names its models")
+        raise InputError(
+            f"{show(model)}: expected a model directory (with model.json), found none; a run names its models"
+        )
     try:
         return str(durable.read_json(path)["digest"])
     except (ValueError, KeyError):
         raise Damaged(f"{show(path)}: cannot be read; train the stage again or restore the file") from None
-
-

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conf import Recipe
-from conf.errors import Busy, StrataError, show
+from conf.errors import Busy, Interrupted, StrataError, show
 from data import durable
 from flows import report, tracking
-from flows.engine import Interrupted, Prepared, RecipeRun, prepare
+from flows.engine import Prepared, RecipeRun, prepare
 from flows.progress import Reporter
+from flows.report import public
+from flows.sent import Sent, location, read_run
 
 TRACKER_SECONDS = 10.0  # a run waits this long for MLflow after its last stage
+STOPPED_SECONDS = 4.0  # … after a signal
 _open: dict[tuple[str, str], RecipeRun] = {}
 
 
@@ -68,6 +71,14 @@ def _through(run: RecipeRun) -> Iterator[RecipeRun]:
         run.record(status, error)
         report.write(run.out, run.name)
         run.record(status, error, closed=True)
-        problem = tracking.await_end(tracker, run.out, run.name, TRACKER_SECONDS)
-        if problem:
+        seconds = STOPPED_SECONDS if status == "interrupted" else TRACKER_SECONDS
+        if problem := tracking.await_end(tracker, run.out, run.name, seconds):
+            run.reporter.line(problem)
+
+
+def send_the_rest(run: RecipeRun) -> None:
+    """For a run that was found finished: what MLflow could not be told then, it is told now."""
+    if Sent(run.out, run.name).missing(read_run(run.folder), public(location(run.out))):
+        tracker = tracking.start(run.out, run.name)
+        if problem := tracking.await_end(tracker, run.out, run.name, TRACKER_SECONDS):
             run.reporter.line(problem)

@@ -11,11 +11,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
 
 from conf import Recipe
 from conf.errors import StrataError
@@ -87,11 +96,25 @@ def through_prefect(active: RecipeRun) -> None:
     """Runs an opened recipe as flows. Prefect failing in mid-run is said in one line; what a stage raises goes on."""
     _send_logs_to(active.folder / "prefect.log")
     try:
-        run(active.recipe, str(active.out))
+        with tags(active.name):
+            _bury(active.name)
+            run(active.recipe, str(active.out))
     except StrataError:
         raise
     except Exception as error:
         active.reporter.line(f"Prefect stopped answering ({type(error).__name__}); going on without it")
+
+
+def _bury(name: str) -> None:
+    """Flow runs of this recipe's run that a kill left running: we hold its lock, so nobody is at work on them."""
+    dead = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[name]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])),
+    )
+    with get_client(sync_client=True) as client:
+        for flow_run in client.read_flow_runs(flow_run_filter=dead, sort=FlowRunSort.ID_DESC, limit=200):
+            crashed: State[Any] = Crashed(message="killed; the same command goes on in a new flow run")
+            client.set_flow_run_state(flow_run.id, crashed, force=True)
 
 
 def _send_logs_to(path: Path) -> None:

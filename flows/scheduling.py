@@ -24,7 +24,8 @@ def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, 
     api = os.environ.get("PREFECT_API_URL") or servers.known_server(out)
     if api is None or not servers.answers(api):
         raise InputError(
-            f"deploy needs a running Prefect server; start one with `strata ui --out {show(out)}` or set PREFECT_API_URL"
+            f"deploy needs a running Prefect server; start one with `strata ui --out {show(out)}` "
+            "or set PREFECT_API_URL"
         )
     os.environ.update(servers.prefect_environment(out) | {"PREFECT_API_URL": api})
     from prefect.deployments.runner import EntrypointType
@@ -37,7 +38,7 @@ def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, 
     except ValueError as error:
         raise InputError(f"--cron {show(cron)}: {show(error)}; expected five fields, such as '0 3 * * *'") from None
     create_pool(POOL)
-    deployment = run.to_deployment(
+    deployment: Any = run.to_deployment(
         name=name or recipe.name,
         schedule=schedule,
         parameters={"recipe": recipe.model_dump(mode="json"), "out": str(out)},

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from conf import lifeline
 from data import durable
 from flows.stage import end
 
@@ -76,7 +77,7 @@ def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> subp
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as chatter:
         return subprocess.Popen(
-            [sys.executable, "-m", "conf.lifeline", str(os.getpid()), "--", *command],
+            lifeline.command(command),
             stdin=subprocess.DEVNULL,
             stdout=chatter,
             stderr=chatter,

@@ -6,6 +6,7 @@ Its stdout is the protocol (conf.protocol), its stderr goes to the stage's log. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conf.errors import ERRORS, InputError, StrataError, show
+from conf import lifeline
+from conf.errors import ERRORS, StrataError, show
 from conf.protocol import Job, Plan, PlanJob, Request
 from data import durable
 
 Progress = Callable[[dict[str, Any]], None]
 PATIENCE_SECONDS = 15  # for a stage that was asked to stop and saves its last step
-_OURS = ("PREFECT", "MLFLOW", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC", "STRATA_AGENT")
+_OURS = ("PREFECT", "MLFLOW", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC")
 
 
 def environment() -> dict[str, str]:
@@ -37,7 +39,7 @@ def environment() -> dict[str, str]:
 def ask_plan(job: PlanJob) -> Plan:
     """Runs `plan` over a pipe: not a file is written."""
     process = subprocess.run(
-        [sys.executable, "-m", "lightning_modules.fit", "-"],
+        lifeline.command([sys.executable, "-m", "lightning_modules.fit", "-"]),
         input=job.model_dump_json(),
         capture_output=True,
         text=True,
@@ -61,13 +63,13 @@ def run_jobs(
 
     Errors: what the stage reported, as the class of its exit status; StrataError (1) when it died without a word.
     """
-    durable.write_json(request, Request(jobs=list(jobs), parent=os.getpid(), debug=debug).model_dump(mode="json"))
+    durable.write_json(request, Request(jobs=list(jobs), debug=debug).model_dump(mode="json"))
     log.parent.mkdir(parents=True, exist_ok=True)
     answer: dict[str, Any] = {}
     error: Mapping[str, Any] | None = None
     with log.open("ab") as chatter:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lightning_modules.fit", str(request)],
+            lifeline.command([sys.executable, "-m", "lightning_modules.fit", str(request)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=chatter,
@@ -103,14 +105,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the process, time to save its step, then SIGKILL to its whole group."""
     if process.poll() is None:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(PATIENCE_SECONDS)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            pass
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
@@ -133,9 +131,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def refuse_unwritable(out: Path) -> None:
-    """Fails early, and in words, where an output folder cannot be."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {show(out)}: expected a folder, found a file; choose another place")

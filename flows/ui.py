@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conf.errors import InputError, StrataError, show
+from conf.errors import InputError, Interrupted, StrataError, show
 from data import durable
 from flows import servers, tracking
-from flows.engine import Interrupted
 from flows.stage import end
 
 
@@ -38,7 +37,7 @@ def serve(out: Path, prefect_port: int | None, mlflow_port: int | None) -> dict[
         print(f"Prefect  {answer['prefect']}\nMLflow   {answer['mlflow']}\nCtrl-C ends both", flush=True)
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
-        print("error: a server ended by itself; see mlflow.log and prefect/server.log in the output folder", file=sys.stderr)
+        print(f"error: a server ended by itself; see mlflow.log and prefect/server.log in {out}", file=sys.stderr)
     except (Interrupted, KeyboardInterrupt) as stop:
         if getattr(stop, "number", signal.SIGINT) != signal.SIGINT:
             raise

@@ -1,9 +1,9 @@
 """Resume points of a stage: everything that, with the step's number, makes the rest of the run the same bit for bit.
 
-`STEP.pt` (model, optimizers, sums since the last journal row), one `STEP.rankN.pt` a rank (its slice of the global
-chains), and `STEP.json` written last with every file's SHA-256. The newest whole one counts; the one before it is kept
-against damage. `position.json` tells tracking how far the journal is final. The only `torch.load` of the project is
-here: `weights_only=True`, after the digest matched.
+`STEP.pt` (model, optimizers, every rank's sums since the last journal row, where it ran), one `STEP.rankN.pt` a rank
+(its slice of the global chains), and `STEP.json` written last with every file's SHA-256. The newest whole one counts;
+the one before it is kept against damage. `position.json` tells tracking how far the journal is final. The only
+`torch.load` of the project is here: `weights_only=True`, after the digest matched.
 """
 
 from __future__ import annotations
@@ -71,12 +71,15 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
+        """For a stage that is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, step: int) -> Saved:
         about = self.folder / f"{step}.json"
         try:
             described = durable.read_json(about)
+            if described["format"] != FORMAT:
+                raise Damaged(f"checkpoint {about} has format {described['format']}, expected {FORMAT}")
             files = dict(described["sha256"])
             journal, ranks = int(described["journal"]), int(described["ranks"])
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -23,9 +23,9 @@ from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
 from data.splits import partition
-from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Samples
+from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Samples
+from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
-from lightning_modules.training import seed_torch
 
 NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS = 64, 100, 16
 EXAMPLES_AT_A_TIME = 2000

@@ -27,8 +27,9 @@ from data.loading import ShardData
 from data.shards import Reader
 from data.splits import partition, reveal
 from lightning_modules.classifier import Classifier
+from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
-from lightning_modules.training import fit, seed_torch
+from lightning_modules.training import fit
 
 EXAMPLES_AT_A_TIME = 2000
 Tell = Callable[[dict[str, Any]], None]

@@ -2,7 +2,8 @@
 
 The composition root: reads what is asked, starts one rank per device through torch's elastic launcher where several
 are asked for, does the jobs one after another and answers in lines of JSON on stdout (`conf.protocol`); everything
-libraries print goes to stderr. A job is finished when its result.json, written last, is there.
+libraries print goes to stderr. A job is finished when its result.json, written last, is there. Importing Lightning
+takes twice as long as importing torch, so each job imports what it needs: planning, evaluating and sampling never do.
 """
 
 from __future__ import annotations
@@ -19,139 +20,83 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from pydantic import ValidationError
 
-import lightning_modules as registry
-from conf import Train
-from conf.errors import Damaged, OutputError, StrataError
-from conf.journal import read as read_journal
-from conf.lifeline import die_with
-from conf.protocol import EncodeJob, EvaluateJob, FinetuneJob, Job, PlanJob, Request, Result, SampleJob, TrainJob
+from conf import Train, lifeline
+from conf.errors import Damaged, Interrupted, OutputError, StrataError, show
+from conf.protocol import EncodeJob, FinetuneJob, Job, PlanJob, Request, Result, SampleJob, TrainJob
 from data import durable
-from data.loading import ShardData
-from data.shards import Reader
-from data.splits import partition
-from lightning_modules.evaluation import encode, evaluate, sample
-from lightning_modules.finetuning import finetune
-from lightning_modules.interfaces import ComposedModel, Layer
-from lightning_modules.planning import plan
-from lightning_modules.stack import Stack
-from lightning_modules.training import Stopped, fit, seed_torch
 
-VALIDATION_EXAMPLES = 1000
 Tell = Callable[[dict[str, Any]], None]
-
-
-def train(job: TrainJob, tell: Tell) -> Result:
-    """Trains one model on the shards (through the stack below) and writes its model directory."""
-    folder = Path(job.folder)
-    below = registry.load(Path(job.below.folder)) if job.below else None
-    assert below is None or isinstance(below, Stack)
-    seed_torch(job.seed, "init")
-    spec, composed = job.spec, False
-    if below is not None and issubclass(registry.MODELS[job.spec["kind"]], ComposedModel):
-        spec, composed = {**spec, "arguments": spec["arguments"] | {"stack": registry.spec_of(below)}}, True
-    model = registry.build(spec)
-    steps = 0
-    if composed:
-        model.stack.load_state_dict(below.state_dict())  # type: ignore[union-attr, operator]
-    else:
-        data = _data(job)
-        held_out = partition(Reader(Path(job.inputs.shards)), job.inputs.split)["validation"]
-        module = fit(
-            model,  # type: ignore[arg-type]
-            data,
-            job.train,
-            stage=job.stage,
-            seed=job.seed,
-            folder=folder,
-            below=below,
-            hand_up=job.hand_up,
-            validation=data.examples(held_out, VALIDATION_EXAMPLES) if len(held_out) else None,
-            progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
-        )
-        steps = module.total_steps
-    final = Stack(layers=[*(below or []), model]) if isinstance(model, Layer) else model  # type: ignore[list-item]
-    rows, _ = read_journal(folder / "journal.jsonl")
-    metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
-    digest = ""
-    if _rank() == 0:
-        about = {"stage": job.stage, "samples_digest": job.inputs.samples_digest, "recipe_seed": job.seed}
-        digest = registry.save(final, folder / "model", about)["digest"]
-    parameters = sum(p.numel() for p in final.parameters())
-    return _result(job, spec["kind"], digest, metrics, model=True, steps=steps, details={"parameters": parameters})
-
-
-def _data(job: TrainJob) -> ShardData:
-    inputs = job.inputs
-    shards = Path(inputs.shards)
-    return ShardData(
-        shards=shards,
-        samples=partition(Reader(shards), inputs.split)["train"],
-        batch_size=job.train.batch_size,
-        epochs=job.train.epochs,
-        seed=job.seed,
-        loader_workers=job.train.loader_workers,
-        remembered=Path(inputs.remembered) if inputs.remembered else None,
-    )
-
-
-def _result(job: Job, kind: str, digest: str, metrics: dict[str, float], **more: Any) -> Result:
-    settings: Train = getattr(job, "train", Train())
-    placement = {
-        "devices": settings.devices,
-        "accelerator": settings.accelerator,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-    key = durable.digest_value(job.identity()) if hasattr(job, "identity") else ""
-    stage = getattr(job, "stage", "")
-    return Result(
-        stage=stage, key=key, do=job.do, kind=kind, digest=digest, metrics=metrics, placement=placement,
-        seconds=0.0, **more,
-    )  # fmt: skip
 
 
 def do(job: Job, tell: Tell) -> None:
     """One job, unless its result is there; rank 0 writes the result last."""
     if isinstance(job, (SampleJob, EncodeJob)):
+        from lightning_modules.evaluation import encode, sample
+
         tell({"answer": sample(job) if isinstance(job, SampleJob) else encode(job, tell)})
         return
     done = Path(job.folder) / "result.json"
     if done.exists():
         return
-    settings = job.train
-    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // settings.devices))
+    _set_threads(job.train)
     tell({"progress": {"stage": job.stage}})
     began = time.monotonic()
-    if isinstance(job, TrainJob):
-        result = train(job, tell)
-    elif isinstance(job, FinetuneJob):
-        digest, metrics, models = finetune(job, tell)
-        result = _result(job, "classifier", digest, metrics, models=models)
-    else:
-        assert isinstance(job, EvaluateJob)
-        kind, metrics, details = evaluate(job, tell)
-        result = _result(job, kind, durable.digest_value(metrics), metrics, details=details)
+    found = _done(job, tell)
     if _rank() == 0:
-        result = result.model_copy(update={"seconds": time.monotonic() - began})
+        found["placement"] = _placement(job.train) | found.get("placement", {})
+        key, seconds = durable.digest_value(job.identity()), time.monotonic() - began
+        result = Result(stage=job.stage, key=key, do=job.do, seconds=seconds, **found)
         durable.write_json(done, result.model_dump(mode="json"))
+
+
+def _done(job: Any, tell: Tell) -> dict[str, Any]:
+    """What the job's Result says of it."""
+    if isinstance(job, TrainJob):
+        from lightning_modules.learning import learn
+
+        return learn(job, tell, save=_rank() == 0)
+    if isinstance(job, FinetuneJob):
+        from lightning_modules.finetuning import finetune
+
+        digest, metrics, models = finetune(job, tell)
+        return {"kind": "classifier", "digest": digest, "metrics": metrics, "models": models}
+    from lightning_modules.evaluation import evaluate
+
+    kind, metrics, details = evaluate(job, tell)
+    return {"kind": kind, "digest": durable.digest_value(metrics), "metrics": metrics, "details": details}
+
+
+def _set_threads(train: Train) -> None:
+    import torch
+
+    torch.set_num_threads(train.threads or max(1, (os.cpu_count() or 1) // train.devices))
+
+
+def _placement(train: Train) -> dict[str, Any]:
+    import torch
+
+    return {
+        "devices": train.devices,
+        "accelerator": train.accelerator,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _launch(request: Path, devices: int, parent: int) -> int:
-    """One process per device under torch's elastic agent; this process is the agent and dies with the flow."""
+def _launch(request: Path, devices: int) -> int:
+    """One process per device under torch's elastic agent, which is this process; no rank outlives it."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    die_with(parent)
-    os.environ["STRATA_AGENT"] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -162,11 +107,14 @@ def _launch(request: Path, devices: int, parent: int) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    program, *arguments = lifeline.command([sys.executable, "-m", "lightning_modules.fit", str(request)])
     try:
-        elastic_launch(config, sys.executable)("-m", "lightning_modules.fit", str(request))
+        elastic_launch(config, program)(*arguments)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code > 1), 1)
+        return next((128 - code if code < 0 else code for code in codes if code not in (0, 1)), 1)
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
     return 0
 
 
@@ -176,6 +124,8 @@ def main(arguments: list[str]) -> int:
     debug = False
     try:
         if arguments == ["-"]:
+            from lightning_modules.planning import plan
+
             answer = plan(PlanJob.model_validate_json(sys.stdin.read()))
             _tell(channel, {"answer": answer.model_dump(mode="json")})
             return 0
@@ -184,19 +134,19 @@ def main(arguments: list[str]) -> int:
         devices = max(getattr(job, "train", Train()).devices for job in request.jobs)
         if devices > 1 and "RANK" not in os.environ:
             os.dup2(channel.fileno(), 1)
-            return _launch(Path(arguments[0]), devices, request.parent)
-        die_with(int(os.environ.get("STRATA_AGENT", request.parent)))
+            return _launch(Path(arguments[0]), devices)
         for job in request.jobs:
             do(job, lambda line: _tell(channel, line) if _rank() == 0 else None)
         return 0
-    except Stopped as error:
-        return 128 + error.number
+    except Interrupted as stop:
+        return 128 + stop.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except StrataError as error:
         return _fail(channel, error.status, str(error), debug)
     except OSError as error:
-        return _fail(channel, OutputError.status, f"{error.filename or 'output'}: {error.strerror}", debug)
+        where = show(error.filename or "output")
+        return _fail(channel, OutputError.status, f"{where}: {error.strerror or error}", debug)
     except ValidationError as error:
         return _fail(channel, Damaged.status, f"the stage's request cannot be read: {error.errors()[0]['msg']}", debug)
 

@@ -98,7 +98,9 @@ def _plan_finetune(recipe: Recipe, name: str, description: Description, below: S
     finetune = recipe.stages[name].finetune
     assert finetune is not None
     if description.num_classes < 2:
-        raise InputError(f"stage {name}: fine-tuning needs labels of two classes or more, found {description.num_classes}")
+        raise InputError(
+            f"stage {name}: fine-tuning needs labels of two classes or more, found {description.num_classes}"
+        )
     if description.sizes["test"] == 0:
         raise InputError(f"stage {name}: there is no test set to measure errors on; set data.split.test")
     for number in finetune.labels:
@@ -156,7 +158,8 @@ def _check_range(
     source = f"the codes of {stage.on}" if below is not None else "the data"
     if not _within(found, model.visible_range):
         raise InputError(
-            f"stage {name}: this {kind} needs values in {_text(model.visible_range)}, but {source} lie in {_text(found)}"
+            f"stage {name}: this {kind} needs values in {_text(model.visible_range)}, "
+            f"but {source} lie in {_text(found)}"
         )
 
 
@@ -187,8 +190,9 @@ def _flow(model: Fitted) -> Flow:
 def _shape(model: Fitted) -> str:
     if isinstance(model, Stack):
         return " → ".join(map(str, [model.num_visible, *(layer.num_hidden for layer in model)]))
-    if isinstance(getattr(model, "stack", None), Stack):
-        return _shape(model.stack)
+    below = getattr(model, "stack", None)
+    if isinstance(below, Stack):
+        return _shape(below)
     if isinstance(model, Encodes):
         return f"{model.num_visible} → {model.num_hidden}"
     return f"{getattr(model, 'num_latent', '?')} → {model.num_visible}" if isinstance(model, Samples) else ""

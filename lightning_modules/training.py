@@ -26,34 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from conf import Train
-from conf.errors import Diverged
+from conf.errors import Diverged, Interrupted
 from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from lightning_modules.checkpoint import Checkpoints, Saved
 from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState, SamplesHidden
+from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
 Progress = Callable[[int, int, float], None]  # step, of, loss
-
-
-class Stopped(Exception):
-    """A signal asked to stop; the last step is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}")
-        self.number = number
-
-
-def seed_torch(seed: int, *purpose: str | int) -> None:
-    """Seeds torch's default generators from SHA-256 of (seed, purpose): counter-based, so nothing needs saving.
-
-    Not `torch.manual_seed`: where there is no accelerator it formats three stack traces a call, 0.5 ms of every step.
-    """
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    number = int.from_bytes(digest[:8], "little") >> 1
-    torch.default_generator.manual_seed(number)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(number)
 
 
 class Training(pl.LightningModule):
@@ -88,7 +69,8 @@ class Training(pl.LightningModule):
         self.phases = _phases(model)
         self.next_step = saved.step if saved else 0
         self.sums: dict[str, Tensor] = {}
-        self.signal: int | None = None
+        self.exact = True  # False: resumed on other ranks, threads or another torch, so not bit for bit the same run
+        self.signal = 0  # the number of the one that asked us to stop
         self._told = 0.0
 
     # Lightning's hooks, in the order it calls them.
@@ -102,8 +84,17 @@ class Training(pl.LightningModule):
             return
         for optimizer, state in zip(self.trainer.optimizers, self.saved.state["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.sums = {name: value.to(self.device) for name, value in self.saved.state["sums"].items()}
+        self._take_sums(self.saved.state["sums"])
+        self.exact = self.saved.state["exact"] and self.saved.state["where"] == self._where()
         self.saved = None
+
+    def on_train_end(self) -> None:
+        """Ranks that drifted apart are a bug; the model one of them saves would be nobody's."""
+        digest = hashlib.sha256()
+        for parameter in self.model.parameters() if self.trainer.world_size > 1 else ():
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if len(set(self._gather(digest.hexdigest()))) > 1:
+            raise RuntimeError(f"stage {self.stage}: the ranks' weights differ after step {self.next_step}")
 
     def training_step(self, step: Step, batch_index: int) -> None:
         seed_torch(self.seed, "step", self.global_rank, step.number)
@@ -136,7 +127,11 @@ class Training(pl.LightningModule):
             self._validate(done)
         if done % self.train_settings.log_steps == 0 or last:
             self._log(done)
-        if self.signal is not None and self.trainer.world_size == 1:
+        if self.trainer.world_size > 1:  # all ranks stop after the same step
+            self.signal = int(
+                self.trainer.strategy.reduce(torch.tensor(self.signal, device=self.device), reduce_op="max")
+            )
+        if self.signal:
             self.trainer.should_stop = True
         if (done % self.train_settings.checkpoint_steps == 0 and not last) or self.trainer.should_stop:
             self._checkpoint(done)
@@ -191,10 +186,10 @@ class Training(pl.LightningModule):
 
     def _log(self, done: int) -> None:
         steps = (done - 1) % self.train_settings.log_steps + 1
-        values = torch.stack([value.to(self.device, torch.float64) for value in self.sums.values()]) / steps
-        if self.trainer.world_size > 1:
-            values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        row = {f"train/{name}": float(value) for name, value in zip(self.sums, values, strict=True)}
+        values = torch.stack([value.to(self.device, torch.float64) for value in self.sums.values()]).tolist()
+        shares = self._gather(dict(zip(self.sums, values, strict=True)))
+        names = dict.fromkeys(name for share in shares for name in share)  # an empty piece knows no parts of a loss
+        row = {f"train/{name}": sum(share.get(name, 0.0) for share in shares) / len(shares) / steps for name in names}
         self.sums = {}
         if self.journal is not None:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -224,16 +219,39 @@ class Training(pl.LightningModule):
         if self.checkpoints is None:
             return
         if isinstance(self.model, RankState):
-            state = {name: value.detach().cpu() for name, value in self.model.rank_state().items()}
-            self.checkpoints.save_rank(done, self.global_rank, state)
-        self.trainer.strategy.barrier("checkpoint")
+            chains = {name: value.detach().cpu() for name, value in self.model.rank_state().items()}
+            self.checkpoints.save_rank(done, self.global_rank, chains)
+        sums = self._gather({name: value.cpu() for name, value in self.sums.items()})  # and every rank has saved
         if self.global_rank == 0 and self.journal is not None:
             state = {
                 "model": self.model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.trainer.optimizers],
-                "sums": self.sums,
+                "sums": sums,
+                "where": self._where(),
+                "exact": self.exact,
             }
             self.checkpoints.commit(done, state, ranks=self.trainer.world_size, journal=self.journal.sync())
+
+    # What ranks tell one another.
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """One small value of every rank, in their order, on every rank; also a meeting point."""
+        found = [mine] * self.trainer.world_size
+        if len(found) > 1:
+            torch.distributed.all_gather_object(found, mine)
+        return found
+
+    def _where(self) -> dict[str, Any]:
+        """What a bit-exact resume must find unchanged."""
+        return {"ranks": self.trainer.world_size, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+    def _take_sums(self, shares: list[dict[str, Tensor]]) -> None:
+        """This rank's own sums; on another number of ranks than saved them, everybody the mean."""
+        if len(shares) == self.trainer.world_size:
+            shares = [shares[self.global_rank]]
+        for name in dict.fromkeys(name for share in shares for name in share):
+            values = [share[name] for share in shares if name in share]
+            self.sums[name] = (sum(values, torch.zeros_like(values[0])) / len(shares)).to(self.device)
 
     def _rank_slice(self) -> None:
         """Gives this rank its share of the global chains: those of the checkpoint, or the ones the model began with."""
@@ -285,7 +303,7 @@ def fit(
     """Trains `model` in place to the end, from the newest checkpoint in `folder` if there is one.
 
     Without a folder nothing is journaled or saved on the way (a run short enough to be done again).
-    Errors: Diverged; Damaged (checkpoints); Stopped, after the step a signal fell into is saved.
+    Errors: Diverged; Damaged (checkpoints); Interrupted, after the step a signal fell into is saved.
     """
     checkpoints = Checkpoints(folder / "checkpoint") if folder else None
     saved = checkpoints.load() if checkpoints else None
@@ -323,7 +341,8 @@ def fit(
     )
     if saved is None and hasattr(model, "start_from_data_mean"):
         seed_torch(seed, "data mean")
-        model.start_from_data_mean(module.from_data(data.examples(data.samples, 10_000)).mean(dim=0))
+        mean = module.from_data(data.examples(data.samples, 10_000)).mean(dim=0)
+        model.start_from_data_mean(mean)  # type: ignore[operator]
     data.start_step = module.next_step
     with _stopping(module):
         if data.start_step < data.total_steps:
@@ -331,7 +350,7 @@ def fit(
     if journal:
         journal.close()
     if module.next_step < data.total_steps:
-        raise Stopped(module.signal or signal.SIGTERM)
+        raise Interrupted(module.signal or signal.SIGTERM)
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise Diverged(

@@ -1,0 +1,83 @@
+"""A `train` job: shards, the finished stack below, a new model, its training, a model directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning_modules as registry
+from conf.journal import read as read_journal
+from conf.protocol import TrainJob
+from data.loading import ShardData
+from data.shards import Reader
+from data.splits import partition
+from lightning_modules.interfaces import ComposedModel, Fitted, Layer
+from lightning_modules.seeding import seed_torch
+from lightning_modules.stack import Stack
+from lightning_modules.training import Training, fit
+
+VALIDATION_EXAMPLES = 1000
+Tell = Callable[[dict[str, Any]], None]
+
+
+def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
+    """Trains the job's model and, if `save` (one rank does), writes its directory → fields of the job's Result."""
+    folder = Path(job.folder)
+    below = registry.load(Path(job.below.folder)) if job.below else None
+    assert below is None or isinstance(below, Stack)
+    seed_torch(job.seed, "init")
+    steps, exact = 0, True
+    if below is not None and issubclass(registry.MODELS[job.spec["kind"]], ComposedModel):
+        spec = {**job.spec, "arguments": job.spec["arguments"] | {"stack": registry.spec_of(below)}}
+        model = registry.build(spec)
+        model.stack.load_state_dict(below.state_dict())  # type: ignore[union-attr, operator]
+    else:
+        model = registry.build(job.spec)
+        module = _fit(job, model, below, tell)
+        steps, exact = module.total_steps, module.exact
+    final = Stack(layers=[*(below or []), model]) if isinstance(model, Layer) else model  # type: ignore[list-item]
+    rows, _ = read_journal(folder / "journal.jsonl")
+    metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
+    digest = ""
+    if save:
+        about = {"stage": job.stage, "samples_digest": job.inputs.samples_digest, "recipe_seed": job.seed}
+        digest = registry.save(final, folder / "model", about)["digest"]
+    parameters = sum(p.numel() for p in final.parameters())
+    return {
+        "kind": job.spec["kind"],
+        "digest": digest,
+        "metrics": metrics,
+        "model": True,
+        "steps": steps,
+        "details": {"parameters": parameters},
+        "placement": {"exact": exact},
+    }
+
+
+def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Training:
+    inputs, train = job.inputs, job.train
+    shards = Path(inputs.shards)
+    parts = partition(Reader(shards), inputs.split)
+    data = ShardData(
+        shards=shards,
+        samples=parts["train"],
+        batch_size=train.batch_size,
+        epochs=train.epochs,
+        seed=job.seed,
+        loader_workers=train.loader_workers,
+        remembered=Path(inputs.remembered) if inputs.remembered else None,
+    )
+    held_out = parts["validation"]
+    return fit(
+        model,  # type: ignore[arg-type]
+        data,
+        train,
+        stage=job.stage,
+        seed=job.seed,
+        folder=Path(job.folder),
+        below=below,
+        hand_up=job.hand_up,
+        validation=data.examples(held_out, VALIDATION_EXAMPLES) if len(held_out) else None,
+        progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
+    )
