@@ -11,10 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+# Numbers are strict: `epochs: true` and `epochs: "5"` are mistakes, not 1 and 5.
+Count = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 Labels = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+def _texts(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 class Strict(BaseModel):
@@ -96,21 +101,21 @@ class Data(Strict):
 class Train(Strict):
     """How a stage is trained. Batch sizes are global: shared by all ranks."""
 
-    epochs: Annotated[int, Field(ge=0)] = 10
+    epochs: Annotated[int, Field(ge=0, strict=True)] = 10
     batch_size: Count = 100
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 0.05
     schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the stage
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # sgd's momentum, adam's first decay rate (0: torch's 0.9)
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # on weights, not on biases
+    momentum: Share = 0.0  # sgd's momentum, adam's first decay rate (0: torch's 0.9)
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0  # on weights, not on biases
     binarize: Literal["none", "sample"] = "none"  # sample: x in [0, 1] drawn anew as Bernoulli(x) at every step
-    precision: Literal["32", "bf16-mixed"] = "32"
+    precision: Annotated[Literal["32", "bf16-mixed"], BeforeValidator(_texts)] = "32"
 
     # From here on nothing enters the mathematics or a stage's key.
     devices: Count = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     threads: Count | None = None  # per process; default: all cores, shared by the devices
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Annotated[int, Field(ge=0, strict=True)] = 0
     log_steps: Count = 50  # optimizer steps between two rows of the metrics journal
     checkpoint_steps: Count = 500
 
@@ -143,11 +148,11 @@ class Finetune(Strict):
     seeds: Count | dict[Labels, Count] = 5
     epochs: Count | dict[Labels, Count] = 50
     batch_size: Count = 10
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001  # adam
-    twin_learning_rate: Annotated[float, Field(gt=0)] | None = None  # default: learning_rate
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 0.001  # adam
+    twin_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None  # default: learning_rate
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     dropout: Share = 0.0
-    input_noise: Annotated[float, Field(ge=0)] = 0.0  # standard deviation of noise on the inputs, in units of the data
+    input_noise: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0  # standard deviation of noise on the inputs, in units of the data
     twin: bool = True
 
     @field_validator("labels")
@@ -200,15 +205,11 @@ class Evaluate(Strict):
     binarize: Literal["sample", "threshold", "none"] = "sample"  # of test data for models of binary data; once, by seed
 
 
-def _texts(value: Any) -> Any:
-    return str(value) if isinstance(value, (int, float)) else value
-
-
 class Recipe(Strict):
     """A whole run."""
 
     name: Annotated[Name, BeforeValidator(_texts)]
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     data: Data | None = None
     datasets: dict[Name, Data] = {}
     train: Train = Train()  # defaults for every stage

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -89,23 +90,35 @@ def read(path: Path, overrides: list[str]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"recipe {show(path)}: {explain(error)}") from None
+        raise InputError(f"recipe {show(path)}: {explain(error, tree)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """The first complaint of a validation as one line: where, what was expected, what was found."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    where = ".".join(place) or "the recipe"
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+def explain(error: ValidationError, tree: Any) -> str:
+    """The first complaint of a validation of `tree` as one line: where, what was expected, what was found."""
+    first, *others = error.errors()
+    said = {(first["loc"][-1:], first["msg"]), *((other["loc"][-1:], other["msg"]) for other in others)}
+    more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""  # a default that stages inherit is one mistake
+    where = ".".join(_place(first["loc"], first["type"], tree))
     if first["type"] == "extra_forbidden":
-        known = _fields(place[:-1])
-        close = difflib.get_close_matches(place[-1], known, n=1)
+        key, known = str(first["loc"][-1]), _fields([str(part) for part in first["loc"][:-1]])
+        close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"
         return f"unknown key {show(where)!r}; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
     found = "" if first["type"] in ("value_error", "missing") else f", found {show(repr(first['input']), 60)}"
-    return f"{show(where)}: {show(message, 300)}{found}{more}"
+    return f"{show(where)}: {show(message, 300)}{found}{more}".removeprefix(": ")
+
+
+def _place(location: Sequence[int | str], kind: str, tree: Any) -> list[str]:
+    """The keys of `tree` that lead to a complaint, without what pydantic adds: which member of a union it tried."""
+    place = []
+    for number, part in enumerate(location):
+        here = isinstance(tree, dict) and part in tree or isinstance(tree, list) and isinstance(part, int)
+        if here:
+            tree = tree[part]
+        if here or (kind == "missing" and number == len(location) - 1):
+            place.append(str(part))
+    return place
 
 
 def _fields(place: list[str]) -> list[str]:
@@ -115,9 +128,13 @@ def _fields(place: list[str]) -> list[str]:
         found: list[Any] = []
         for model in models:
             field = getattr(model, "model_fields", {}).get(part)
-            found += _models_in(field.annotation) if field else [model]
+            found += _models_in(field.annotation) if field else [model] * (part not in KINDS or part == _kind(model))
         models = found
     return sorted({name for model in models for name in getattr(model, "model_fields", {})})
+
+
+def _kind(model: Any) -> str:
+    return str(get_args(model.model_fields["kind"].annotation)[0])
 
 
 def _models_in(annotation: Any) -> list[Any]:

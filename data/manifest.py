@@ -153,7 +153,9 @@ class Manifest:
         return content
 
     def labels(self, set_name: str) -> np.ndarray:
-        """(n,) int64 class numbers of a set, −1 where missing."""
+        """(n,) int64 class numbers of a set, −1 where missing; empty if there is no such set."""
+        if set_name not in self.sets:
+            return np.zeros(0, np.int64)
         return np.frombuffer(from_npy(self.read(f"{set_name}-labels.npy")), "<i8").astype(np.int64)
 
     def feature_mean(self, set_name: str) -> np.ndarray:
@@ -202,9 +204,7 @@ class Manifest:
             raise Damaged(f"{show(path)}: is no JSON any more; {REPAIR}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             version = content.get("format") if isinstance(content, dict) else None
-            raise Damaged(
-                f"{show(path)}: expected format {FORMAT}, found {show(version)}; ingest into another folder"
-            )
+            raise Damaged(f"{show(path)}: expected format {FORMAT}, found {show(version)}; ingest into another folder")
         recorded = content.pop("digest", None)
         if recorded != durable.digest_value(content):
             raise Damaged(f"{show(path)}: does not match its own digest; {REPAIR}")
@@ -233,4 +233,3 @@ def plan_shards(sets: dict[str, int], shard_size: int) -> Iterator[Shard]:
         numbers = number_range(sets, set_name)
         for number, row in enumerate(range(0, len(numbers), shard_size)):
             yield Shard(set_name, number, numbers.start + row, row, min(shard_size, len(numbers) - row))
-

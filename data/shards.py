@@ -2,7 +2,8 @@
 
 The reader memory-maps the tars and slices their fixed-size members a batch at a time. Each sample's CRC-32 is checked
 the first time a process touches it; an index, a label file or a list of keys is checked against its SHA-256 as it is
-opened. What is NOT here: order, batches and tensors (data/loading.py).
+opened. A file that somebody cuts short while it is mapped kills the process (SIGBUS): ours are only ever replaced
+whole. What is NOT here: order, batches and tensors (data/loading.py).
 """
 
 from __future__ import annotations

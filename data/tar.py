@@ -99,9 +99,7 @@ class Layout:
     def decode(self, shard: memoryview | np.ndarray, num_samples: int) -> np.ndarray:
         """(num_samples, *shape) view of the values in a shard's bytes; copies nothing."""
         inner = np.empty(self.shape, self.dtype).strides
-        return np.ndarray(
-            (num_samples, *self.shape), self.dtype, shard, self.values_offset, (self.stride, *inner)
-        )
+        return np.ndarray((num_samples, *self.shape), self.dtype, shard, self.values_offset, (self.stride, *inner))
 
     def index(self, blocks: np.ndarray, first_row: int = 0) -> np.ndarray:
         """INDEX rows of (n, stride) blocks that begin at `first_row` of their shard.

@@ -29,7 +29,7 @@ KINDS = {
     "upper_bound": ("≤\u00a0", "upper bound: the true value is at most this, up to sampling error"),
     "estimate": ("≈\u00a0", "estimate: neither bound nor exact"),
 }
-AIS = "estimate: annealed importance sampling finds log Z too small on average, so this number flatters the model"
+AIS = "annealing finds log Z too small on average, so this number flatters the model"
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
@@ -174,10 +174,10 @@ def header(run: Run) -> str:
     record = run.record
     began = text(str(record["started"])[:16].replace("T", " ") + (" UTC" if "+00:00" in record["started"] else ""))
     about = f"run <code>{text(record['run'])}</code> · began {began} · {duration(record['seconds'] or 0)}"
-    badge = f'<span class="badge {text(record["status"])}">{text(record["status"])}</span>'
+    title = f'{text(record["name"])} <span class="badge {text(record["status"])}">{text(record["status"])}</span>'
     error = f'<p class="error">{text(record["error"])}</p>' if record.get("error") else ""
-    lead = f'<p class="lead">{summary(run)}</p>'
-    return f'<header>\n<h1>{text(record["name"])} {badge}</h1>\n<p class="about">{about}</p>\n{error}{lead}\n</header>'
+    lead = f'{error}<p class="lead">{summary(run)}</p>'
+    return f'<header>\n<h1>{title}</h1>\n<p class="about">{about}</p>\n{lead}\n</header>'
 
 
 def summary(run: Run) -> str:
@@ -224,7 +224,7 @@ def _with_error(metrics: dict[str, float], name: str) -> str:
 
 
 def what_ran(run: Run) -> str:
-    columns = [("stage", "tight"), ("what", "tight"), ("kind", "tight"), ("shape", "tight"), ("parameters", "number"),
+    columns = [("stage", "tight"), ("what", "tight"), ("kind", "tight"), ("shape", ""), ("parameters", "number"),
                ("samples", "number"), ("steps", "number"), ("time", "number"), ("state", "tight")]  # fmt: skip
     rows = []
     for stage in run.stages:
@@ -233,9 +233,10 @@ def what_ran(run: Run) -> str:
         evaluation = stage.row["flow"] == "evaluate"
         samples = details.get("num_examples") if evaluation else _training_samples(run, stage)
         state = text(stage.row["status"]) + (" · cached" if stage.row.get("cached") else "")
+        what = str(stage.row.get("what") or "–")
         cells = [
             text(stage.name) if evaluation else f"<b>{text(stage.name)}</b>", text(stage.row["flow"]),
-            text(stage.row["kind"]), text(str(stage.row.get("what") or "–").split(", ")[0]),
+            text(stage.row["kind"]), text(what if evaluation else what.split(", ")[0]),
             f"{details['parameters']:,}" if "parameters" in details else "–", f"{samples:,}" if samples else "–",
             f"{found.steps:,}" if found and found.steps else "–", duration(stage.row.get("seconds") or 0),
             f'<span class="{text(stage.row["status"])}">{state}</span>',
@@ -243,7 +244,7 @@ def what_ran(run: Run) -> str:
         rows.append(("side" if evaluation or stage.row["flow"] == "ingest" else "", cells))
     note = (
         "One row a stage, in the order it ran. A cached stage was computed before by a run with the same key and was "
-        "not computed again; its time is then the time to find it."
+        "not computed again; its time is what it took then."
     )
     return section("What ran", table(columns, rows), note)
 
@@ -261,6 +262,8 @@ def _training_samples(run: Run, stage: Stage) -> int | None:
 def curves(run: Run) -> str:
     charts, legend = [], ["train"]
     for stage in run.stages:
+        if stage.row["flow"] == "finetune":  # its journal has a row a seed; the few-label table shows them
+            continue
         rows, _ = journal.read(stage.folder / "journal.jsonl")
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for row in rows:
@@ -338,22 +341,22 @@ def samples(run: Run) -> str:
 
 
 def _likelihoods(run: Run) -> list[tuple[Stage, dict[str, Any]]]:
-    measured = [stage for stage in run.evaluations if stage.result]
-    return [(s, found) for s in measured if s.result for found in s.result.details.get("likelihoods", [])]
+    return [(s, found) for s in run.evaluations if s.result for found in s.result.details.get("likelihoods", [])]
 
 
 def likelihoods(run: Run) -> str:
     columns = [("model", "tight"), ("log-likelihood, nats", "number"), ("what the number is", "wide"),
                ("estimator", ""), ("effective<br>sample size", "number"), ("binari&shy;zation", ""),
-               ("split", "tight"), ("examples", "number")]  # fmt: skip
+               ("split", ""), ("examples", "number")]  # fmt: skip
     rows = []
     for stage, found in _likelihoods(run):
         sign, words = KINDS.get(found["kind"], ("", text(found["kind"])))
         estimator = str(found["estimator"])
-        annealed = found["kind"] == "estimate" and re.search(r"\bais\b|anneal", estimator, re.IGNORECASE)
+        if re.search(r"\bais\b|anneal", estimator, re.IGNORECASE):
+            words = f"{words}; {AIS}"
         rows.append(("", [
             f"<b>{text(stage.name)}</b>", sign + with_error(found["nats"], found.get("std_error"), 4),
-            AIS if annealed else words, text(estimator), number(found.get("effective_sample_size")),
+            words, text(estimator), number(found.get("effective_sample_size")),
             text(found["binarization"]), text(found["split"]), f"{found['num_examples']:,}",
         ]))  # fmt: skip
     note = (

@@ -202,8 +202,13 @@ def new_rows(folder: Path, mine: Row, *, final: bool) -> tuple[list[Row], int]:
 
 
 def new_metrics(folder: Path, found: Result) -> list[Metric]:
-    """A result's metrics without those the journal has already: its last rows come again in the result."""
+    """A result's metrics without those whose last value stands in the journal, which has their history.
+
+    A fine-tuning's journal has a row a seed; its result's mean is then called NAME/mean.
+    """
     rows, _ = journal.read(folder / "journal.jsonl")
-    known = {name for row in rows for name in row["metrics"]}
+    known = {name: value for row in rows for name, value in row["metrics"].items()}
     when = rows[-1]["time"] if rows else int((folder / "result.json").stat().st_mtime * 1000)
-    return [(name, value, when, found.steps) for name, value in found.metrics.items() if name not in known]
+    named = {f"{name}/mean" if name in known else name: value for name, value in found.metrics.items()
+             if known.get(name) != value}  # fmt: skip
+    return [(name, value, when, found.steps) for name, value in named.items()]

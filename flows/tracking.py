@@ -12,7 +12,6 @@ costs the follower's patience, never the run's. What is NOT here: logging from t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -441,12 +440,9 @@ def _flat(tree: Row, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.tracking", description="Sends a run until it has ended.")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("run")
-    given = parser.parse_args()
+    """`python -m flows.tracking OUT RUN`: follows a run until it has ended."""
     os.nice(5)  # training comes first
-    return follow(given.out, given.run)
+    return follow(Path(sys.argv[1]), sys.argv[2])
 
 
 if __name__ == "__main__":

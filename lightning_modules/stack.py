@@ -98,14 +98,18 @@ class Stack(ComposedModel, Layer):
     def randomize(self) -> None:
         """Makes the untrained twin in place, for comparison with purely supervised training.
 
-        Parameters of two or more dimensions: uniform in ±√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16);
-        all others zero. Buffers (the statistics of a whitening layer) stay.
+        Parameters of two or more dimensions: uniform in ±g √(6 / (fan_in + fan_out)) (Glorot & Bengio 2010), where
+        g = 4 under sigmoid codes, whose slope at 0 is 1/4, and 1 under others; all others zero. Without the 4 the twin
+        of a 784-500-500 sigmoid net errs on 31 % of MNIST from 100 labels instead of 21 %: no fair rival.
+        Buffers (the statistics of a whitening layer) stay.
         """
-        for parameter in self.parameters():
-            if parameter.ndim >= 2:
-                nn.init.xavier_uniform_(parameter)
-            else:
-                parameter.zero_()
+        for layer in self.layers:
+            gain = 4.0 if layer.hidden_range == (0.0, 1.0) else 1.0
+            for parameter in layer.parameters():
+                if parameter.ndim >= 2:
+                    nn.init.xavier_uniform_(parameter, gain)
+                else:
+                    parameter.zero_()
 
     @torch.no_grad()
     def filters(self) -> list[Tensor]:

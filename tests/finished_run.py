@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from conf import Recipe
-from conf.journal import Journal
+from conf.journal import Journal, read
 from conf.protocol import Result
 from conf.reading import parse
 from data import durable
@@ -98,6 +98,8 @@ def stage(
     durable.write_json(folder / "request.json", {"jobs": []})
     if curves:
         length = write_journal(folder, curves, seed=len(name))
+        rows, _ = read(folder / "journal.jsonl")  # a result repeats the journal's last values
+        metrics = metrics | {n: v for row in rows for n, v in row["metrics"].items() if n != "train/learning_rate"}
         durable.write_json(folder / "checkpoint" / "position.json", {"step": 400, "journal": length})
     for figure, arrays in (figures or {}).items():
         (folder / "figures").mkdir(exist_ok=True)
@@ -127,6 +129,7 @@ def fewlabel(out: Path) -> Path:
     """Five seeds of paired classifiers at three numbers of labels, with the keys they were shown."""
     random = np.random.default_rng(0)
     metrics: dict[str, float] = {}
+    errors: dict[int, dict[str, float]] = {}
     models = []
     folder = out / "stages" / key("classify")
     for labels, error, gain, seeds in ((20, 34.0, 9.0, 5), (100, 12.4, 3.4, 5), ("all", 3.1, 0.4, 2)):
@@ -138,6 +141,7 @@ def fewlabel(out: Path) -> Path:
         metrics[f"test/gain@{labels}"] = float((theirs - ours).mean())
         metrics[f"test/gain@{labels}/std_error"] = float((theirs - ours).std(ddof=1) / math.sqrt(seeds))
         for seed in range(seeds):
+            errors.setdefault(seed, {}).update({f"test/error@{labels}": float(ours[seed])})
             for pretrained, values in ((True, ours), (False, theirs)):
                 path = f"runs/{labels}-{seed}-{'pretrained' if pretrained else 'supervised'}"
                 shown = {"labels": labels, "seed": seed, "keys": ["row 3", "row 17"]}
@@ -146,6 +150,10 @@ def fewlabel(out: Path) -> Path:
                     "labels": labels, "seed": seed, "pretrained": pretrained, "path": f"{path}/model",
                     "error": float(values[seed]), "revealed": f"{path}/revealed.json",
                 })  # fmt: skip
+    journal = Journal(folder / "journal.jsonl")
+    for seed, row in errors.items():
+        journal.append(seed, row)
+    journal.close()
     return stage(out, "classify", "finetune", "classifier", metrics=metrics, models=models, seconds=31.0)
 
 
@@ -186,9 +194,8 @@ STAGES: list[dict[str, Any]] = [
 def layer1(out: Path, *, finished: bool = True) -> Path:
     curves = {"train/loss": (6.0, 0.4), "train/reconstruction_error": (0.2, 0.05),
               "validation/reconstruction_error": (0.21, 0.06), "train/learning_rate": (0.05, 0.05)}  # fmt: skip
-    metrics = {"train/loss": 0.4, "validation/reconstruction_error": 0.06}
     details = {"widths": [64, 200], "parameters": 13064}
-    return stage(out, "layer1", "train", "rbm", metrics=metrics, curves=curves, model=True, finished=finished,
+    return stage(out, "layer1", "train", "rbm", metrics={}, curves=curves, model=True, finished=finished,
                  details=details)  # fmt: skip
 
 
@@ -199,14 +206,14 @@ def build(out: Path, **fields: Any) -> dict[str, Any]:
     filters, seen = projected(images, 48)
     pairs = {"originals": test[:40], "reconstructions": seen[-100:][:40]}
     layer1(out)
-    stage(out, "layer2", "train", "rbm", metrics={"train/loss": 0.7}, model=True,
+    stage(out, "layer2", "train", "rbm", metrics={}, model=True,
           curves={"train/loss": (9.0, 0.7), "train/reconstruction_error": (0.2, 0.08)},
           details={"widths": [64, 200, 100], "parameters": 33264})  # fmt: skip
-    stage(out, "vae", "train", "vae", metrics={"validation/loss": 21.3}, model=True,
+    stage(out, "vae", "train", "vae", metrics={}, model=True,
           curves={"train/loss": (44.0, 20.9), "validation/loss": (44.0, 21.3), "train/kl": (0.5, 7.1),
                   "train/reconstruction": (43.0, 13.8)},
           details={"widths": [64, 8], "parameters": 25000})  # fmt: skip
-    stage(out, "gan", "train", "gan", metrics={"train/loss": 1.3}, model=True,
+    stage(out, "gan", "train", "gan", metrics={}, model=True,
           curves={"train/discriminator/loss": (1.4, 1.1), "train/generator/loss": (0.7, 1.2)},
           details={"widths": [16, 64], "parameters": 31000})  # fmt: skip
     fewlabel(out)

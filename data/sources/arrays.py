@@ -156,7 +156,7 @@ def _read_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarra
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 array = npy.read_array(file, allow_pickle=False)
-            file.read(1)  # zipfile checks the CRC only at a member's end
+            file.read(1)  # zipfile checks the CRC at a member's end, which reading just its size need not reach
             return array
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{where}: damaged ({show(error)}); write or fetch it again") from None

@@ -1,0 +1,133 @@
+"""What tests share: quiet libraries on one thread, the command as a process, and a look at who is still alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUIET = {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+NOBODY = "http://127.0.0.1:9"  # the discard port: refused at once
+PLAIN = {"PREFECT_API_URL": f"{NOBODY}/api", "MLFLOW_TRACKING_URI": NOBODY}  # the engine without its coats
+MARK = "STRATA_TEST_MARK"
+os.environ.update(QUIET)
+
+DIGITS = """\
+name: digits
+data: {source: {kind: digits}}
+train: {threads: 1, epochs: 1, batch_size: 100, log_steps: 5, checkpoint_steps: 5}
+evaluate: {num_temperatures: 10, num_chains: 5, gibbs_steps: 5, num_samples: 2, num_examples: 50}
+stages:
+"""
+LAYER = "  layer1: {model: {kind: rbm, num_hidden: 16}}\n"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One thread in this process too: by now every test module has imported what it needs."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def answer(self) -> Any:
+        """The JSON object of the last line of stdout."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+class Command:
+    """`strata …` as processes that bear a mark, so that whatever they leave behind can be found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark = folder, uuid.uuid4().hex
+
+    def start(self, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Without an environment of its own: no Prefect, no MLflow."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+        own |= QUIET | {MARK: self.mark} | (PLAIN if environment is None else environment)
+        command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=own, cwd=self.folder, stdout=pipe, stderr=pipe, text=True)
+
+    def __call__(self, *arguments: object, environment: dict[str, str] | None = None, limit: float = 240) -> Ended:
+        began = time.monotonic()
+        process = self.start(*arguments, environment=environment)
+        out, err = process.communicate(timeout=limit)
+        return Ended(process.returncode, out, err, time.monotonic() - began)
+
+    def alive(self) -> dict[int, str]:
+        """Processes that bear the mark: id → command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def await_quiet(self, seconds: float) -> None:
+        """Fails if anybody is left after so long."""
+        until(lambda: not self.alive(), seconds, lambda: f"still alive: {self.alive()}")
+
+    def kill_all(self) -> None:
+        for process in self.alive():
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def until(true: Callable[[], Any], seconds: float, otherwise: Callable[[], str] = lambda: "") -> Any:
+    """Polls until `true()` holds and gives its value."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if found := true():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {otherwise()}")
+
+
+@pytest.fixture
+def strata(tmp_path: Path) -> Iterator[Command]:
+    command = Command(tmp_path)
+    yield command
+    command.kill_all()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe on the digits from the text of its stages."""
+
+    def write(stages: str = LAYER, head: str = DIGITS) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(head + stages)
+        return path
+
+    return write
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Every file below a folder and its size; {} if there is no folder."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    """The bytes of the files that match, by their place."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))}

@@ -1,0 +1,183 @@
+"""The report: one file that loads nothing, believes no string, and shows what there is of any run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import durable
+from flows import pictures, report
+from tests.finished_run import RUN, STAGES, build, key, layer1, record, stage
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("runs")
+    build(out)
+    return report.write(out, RUN).read_text()
+
+
+class Reader(HTMLParser):
+    """Every tag with its attributes, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words += data.replace("\u00a0", " ")
+
+
+def test_every_section_with_its_reading_note(finished: str) -> None:
+    page = Reader(finished)
+    assert page.open == [], "a tag is left open"
+    sections = ["What ran", "Training curves", "Learned filters", "Reconstructions", "Samples beside real data",
+                "Likelihoods", "Few labels", "Recipe", "Provenance"]  # fmt: skip
+    assert re.findall(r"<h2>(.*?)</h2>", finished) == sections
+    assert page.words.count("How to read this.") == len(sections) - 1
+
+
+def test_it_loads_nothing(finished: str) -> None:
+    for tag, attributes in Reader(finished).tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not re.search(r"https?://|url\(|@import", finished)
+
+
+def test_the_numbers_are_there(finished: str) -> None:
+    words = Reader(finished).words
+    for expected in (
+        "64 → 200", "13,064", "1,294", "1 min 52 s",
+        "≈ −21.42 ± 0.11", "flatters the model", "71.3", "≥ −19.870 ± 0.030", "lower bound", "test, first 360",
+        "34.03 ± 0.15", "43.08 ± 0.31", "9.05 ± 0.19", "a paired gain of 9.05 ± 0.19 points",
+        "stages.layer1.train.epochs=20", "num_hidden: 200", "2.13.0", "5a" * 6, key("vae")[:12],
+    ):  # fmt: skip
+        assert expected in words, expected
+
+
+def test_pictures_and_curves(finished: str) -> None:
+    tags = Reader(finished).tags
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    names = [attributes["alt"] for attributes in images]
+    assert names.count("real data") == 1  # the same data beside every model are shown once
+    assert {f"samples from {name}" for name in ("layer1", "layer2", "vae", "gan")} <= set(names)
+    for attributes in images:
+        content = base64.b64decode((attributes["src"] or "").partition("base64,")[2])
+        assert min(Image.open(io.BytesIO(content)).size) > 100
+    assert sum(tag == "svg" for tag, _ in tags) == 10  # nine panels and the few-label plot
+    assert "optimizer step" in finished and "reconstruction error" in finished and "learning rate" not in finished
+
+
+def test_strings_from_outside_are_escaped(tmp_path: Path) -> None:
+    folder = layer1(tmp_path)
+    durable.write_json(folder / "result.json", durable.read_json(folder / "result.json") | {"placement": {EVIL: EVIL}})
+    rows = [{"name": EVIL, "flow": "pretrain", "kind": EVIL, "what": EVIL, "folder": f"stages/{key('layer1')}"}]
+    shards = {EVIL: {"folder": EVIL, "samples_digest": EVIL, "labels_digest": None, "sizes": {EVIL: 1}, "shape": [8]}}
+    record(tmp_path, rows, name=EVIL, error=EVIL, recipe_text=EVIL, overrides=[EVIL], shards=shards, status="failed")
+    page = report.write(tmp_path, RUN).read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") > 10
+
+
+def test_passwords_are_left_out(tmp_path: Path) -> None:
+    address = "https://me:hunter2@data.example/digits"
+    record(tmp_path, [], recipe_text=f"path: {address}", overrides=[f"data.source.path={address}"], error=address)
+    page = report.write(tmp_path, RUN).read_text()
+    assert "hunter2" not in page and page.count("https://data.example/digits") == 3
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted"])
+def test_a_run_that_did_not_finish_shows_what_there_is(tmp_path: Path, status: str) -> None:
+    layer1(tmp_path, finished=False)
+    stage(tmp_path, "layer2", "train", "rbm", metrics={}, finished=False)
+    (tmp_path / "stages" / key("layer2") / "result.json").write_text("{")  # a torn one
+    rows = [row | {"status": "waiting"} for row in STAGES]
+    rows[1] |= {"status": status}
+    record(tmp_path, rows, status=status, error="layer1: the loss became NaN at step 410", shards={}, seconds=None)
+    page = report.write(tmp_path, RUN).read_text()
+    words = Reader(page).words
+    assert "layer1: the loss became NaN at step 410" in words and "0 of 5 stages were finished" in words
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["What ran", "Training curves", "Recipe", "Provenance"]
+
+
+def test_data_without_pictures_and_colour_pictures(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    vectors, colour = random.random((64, 20), np.float32), random.random((9, 5, 4, 3), np.float32)
+    figures = {
+        "samples": {"vectors": vectors}, "data": {"vectors": vectors}, "filters": {"images": colour - np.float32(0.5)},
+        "reconstructions": {"originals": vectors, "reconstructions": vectors},
+    }  # fmt: skip
+    stage(tmp_path, "layer1-evaluate", "evaluate", "rbm", metrics={}, figures=figures)
+    record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "layer1"])
+    images = [tag for tag, _ in Reader(report.write(tmp_path, RUN).read_text()).tags if tag == "img"]
+    assert len(images) == 4
+    (tmp_path / "stages" / key("layer1-evaluate") / "figures" / "samples.npz").write_bytes(b"PK torn")
+    assert len(Reader(report.write(tmp_path, RUN).read_text()).tags)
+
+
+def test_it_is_quick(tmp_path: Path) -> None:
+    build(tmp_path)
+    began = time.process_time()
+    path = report.write(tmp_path, RUN)
+    assert time.process_time() - began < 4
+    assert path.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "value, std_error, expected",
+    [
+        (20.4321, 0.31, "20.43 ± 0.31"),
+        (20.4321, 0.47, "20.4 ± 0.5"),
+        (-87.3, 0.04, "−87.30 ± 0.04"),
+        (1234.5, 25.0, "1,234 ± 25"),
+        (3.1, None, "3.10"),
+        (3.1, 0.0, "3.10"),
+        (float("nan"), None, "nan"),
+    ],
+)
+def test_numbers_with_their_errors(value: float, std_error: float | None, expected: str) -> None:
+    assert report.with_error(value, std_error).replace("\u00a0", " ") == expected
+
+
+def test_ticks_are_round() -> None:
+    assert pictures.ticks(0, 400) == [0, 100, 200, 300, 400]
+    assert pictures.ticks(-0.31, 0.29) == [-0.2, 0, 0.2]
+    assert [pictures.label(value) for value in (1500, -0.25, 0)] == ["1.5k", "−0.25", "0"]
+
+
+def test_colours_of_filters_are_symmetric() -> None:
+    ramp = np.linspace(-1, 1, 11).reshape(1, 1, 11)
+    red, green, blue = pictures.diverging(ramp)[0, 0].astype(int).T
+    assert blue[0] > red[0] and red[-1] > blue[-1] and red[5] == green[5] == blue[5] == 247
+
+
+def test_a_reconstruction_stands_under_its_original() -> None:
+    white, black = np.ones((2, 8, 8)), np.zeros((2, 8, 8))
+    pixels = np.asarray(Image.open(io.BytesIO(pictures.pairs(white, black, 8))))
+    rows = pixels[:: len(pixels) // 17, 0]  # 8 of the original, a gap, 8 of the reconstruction
+    assert [tuple(row) for row in (rows[0], rows[8], rows[9])] == [(255, 255, 255, 255), (0, 0, 0, 0), (0, 0, 0, 255)]
