@@ -13,6 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 # Numbers are strict: `epochs: true` and `epochs: "5"` are mistakes, not 1 and 5.
 Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 Labels = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -104,10 +106,10 @@ class Train(Strict):
     epochs: Annotated[int, Field(ge=0, strict=True)] = 10
     batch_size: Count = 100
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 0.05
+    learning_rate: Positive = 0.05
     schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the stage
     momentum: Share = 0.0  # sgd's momentum, adam's first decay rate (0: torch's 0.9)
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0  # on weights, not on biases
+    weight_decay: NotNegative = 0.0  # on weights, not on biases
     binarize: Literal["none", "sample"] = "none"  # sample: x in [0, 1] drawn anew as Bernoulli(x) at every step
     precision: Annotated[Literal["32", "bf16-mixed"], BeforeValidator(_texts)] = "32"
 
@@ -148,11 +150,11 @@ class Finetune(Strict):
     seeds: Count | dict[Labels, Count] = 5
     epochs: Count | dict[Labels, Count] = 50
     batch_size: Count = 10
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 0.001  # adam
-    twin_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None  # default: learning_rate
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
+    learning_rate: Positive = 0.001  # adam
+    twin_learning_rate: Positive | None = None  # default: learning_rate
+    weight_decay: NotNegative = 0.0
     dropout: Share = 0.0
-    input_noise: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0  # standard deviation of noise on the inputs, in units of the data
+    input_noise: NotNegative = 0.0  # standard deviation of noise on the inputs, in units of the data
     twin: bool = True
 
     @field_validator("labels")

@@ -18,15 +18,10 @@ from pydantic import ValidationError
 from conf import Recipe
 from conf.errors import InputError, show
 
-MAX_BYTES = 1 << 20
+MAX_BYTES, MAX_DEPTH = 1 << 20, 50
 
 
 class _Loader(yaml.CSafeLoader):
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed in a recipe")
-        return super().compose_node(parent, index)
-
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
@@ -53,9 +48,21 @@ def parse(text: str, name: str) -> Any:
     if len(text.encode()) > MAX_BYTES:
         raise InputError(f"{show(name)}: longer than {MAX_BYTES} bytes, which no recipe is")
     try:
+        _refuse_traps(text)
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader's subclass
     except yaml.YAMLError as error:
         raise InputError(f"{show(name)}: not readable as YAML: {show(' '.join(str(error).split()), 300)}") from None
+
+
+def _refuse_traps(text: str) -> None:
+    """Aliases and bottomless nesting, found in the stream of events, before the C loader builds anything of it."""
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in a recipe")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
 
 
 def override(tree: Any, assignment: str) -> None:
@@ -125,16 +132,16 @@ def _fields(place: list[str]) -> list[str]:
     """The keys allowed at a place of the recipe, found by walking the model's own fields."""
     models: list[Any] = [Recipe]
     for part in place:
-        found: list[Any] = []
-        for model in models:
-            field = getattr(model, "model_fields", {}).get(part)
-            found += _models_in(field.annotation) if field else [model] * (part not in KINDS or part == _kind(model))
-        models = found
-    return sorted({name for model in models for name in getattr(model, "model_fields", {})})
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        inner = [found for field in fields for found in _models_in(field.annotation)]
+        models = inner or [model for model in models if part == _kind(model)] or models
+    return sorted({name for model in models for name in model.model_fields})
 
 
-def _kind(model: Any) -> str:
-    return str(get_args(model.model_fields["kind"].annotation)[0])
+def _kind(model: Any) -> str | None:
+    """The one `kind` a source says it is."""
+    field = model.model_fields.get("kind")
+    return next(iter(get_args(field.annotation)), None) if field else None
 
 
 def _models_in(annotation: Any) -> list[Any]:

@@ -183,7 +183,7 @@ def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         settings: Any = TypeAdapter(Source).validate_python(tree)
     except ValidationError as error:
-        raise InputError(f"ingest: {explain(error)}") from None
+        raise InputError(f"ingest: {explain(error, tree)}") from None
     reporter = Reporter(silent=arguments.json)
     with reporter.bar("ingest", "samples") as progress:
         manifest = ingest(

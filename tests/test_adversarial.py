@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from lightning_modules.adversarial import GAN
 from lightning_modules.interfaces import Effort
 
-torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
-
 
 def play(model: GAN, x: Tensor, steps: int, learning_rate: float) -> None:
     optimizers = [torch.optim.Adam(p.parameters, learning_rate, betas=(0.5, 0.999)) for p in model.phases()]

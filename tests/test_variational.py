@@ -16,8 +16,6 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from lightning_modules.interfaces import Effort
 from lightning_modules.variational import VAE, kl_from_standard_normal, reparameterised
 
-torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
-
 
 def affine(network: nn.Sequential) -> nn.Linear:
     """The only map of a perceptron without hidden layers."""
