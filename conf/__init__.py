@@ -142,14 +142,14 @@ class Finetune(Strict):
     """A classifier on a finished stack, once per number of labels and seed, beside its supervised twin.
 
     A seed draws which labels are revealed (balanced over classes) and the new weights. The twin is the same net from
-    random weights on the same labels. `epochs`, `seeds` and the learning rates may differ per number of labels:
+    random weights on the same labels. `epochs`, `seeds` and `batch_size` may differ per number of labels:
     `{100: 50, 1000: 30, all: 10}`.
     """
 
     labels: list[Labels] = Field(min_length=1)
     seeds: Count | dict[Labels, Count] = 5
     epochs: Count | dict[Labels, Count] = 50
-    batch_size: Count = 10
+    batch_size: Count | dict[Labels, Count] = 10
     learning_rate: Positive = 0.001  # adam
     twin_learning_rate: Positive | None = None  # default: learning_rate
     weight_decay: NotNegative = 0.0
@@ -166,13 +166,13 @@ class Finetune(Strict):
 
     @model_validator(mode="after")
     def known_labels(self) -> Finetune:
-        for field in ("seeds", "epochs"):
+        for field in ("seeds", "epochs", "batch_size"):
             value = getattr(self, field)
             if isinstance(value, dict) and set(value) != set(self.labels):
                 raise ValueError(f"'{field}' must give one value for each of labels {self.labels}")
         return self
 
-    def per_labels(self, field: Literal["seeds", "epochs"], labels: Labels) -> int:
+    def per_labels(self, field: Literal["seeds", "epochs", "batch_size"], labels: Labels) -> int:
         value = getattr(self, field)
         return value[labels] if isinstance(value, dict) else value
 

@@ -93,7 +93,7 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str
     rate = settings.learning_rate if run.pretrained else settings.twin_learning_rate or settings.learning_rate
     train = Train(
         epochs=settings.per_labels("epochs", run.labels),
-        batch_size=settings.batch_size,
+        batch_size=settings.per_labels("batch_size", run.labels),
         optimizer="adam",
         learning_rate=rate,
         schedule="linear",

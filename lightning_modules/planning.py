@@ -116,7 +116,7 @@ def _plan_finetune(recipe: Recipe, name: str, description: Description, below: S
     steps = sum(
         finetune.per_labels("seeds", number)
         * finetune.per_labels("epochs", number)
-        * -(-(description.labeled if number == "all" else number) // finetune.batch_size)
+        * -(-(description.labeled if number == "all" else number) // finetune.per_labels("batch_size", number))
         for number in finetune.labels
     )
     return StagePlan(
