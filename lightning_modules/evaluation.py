@@ -171,7 +171,7 @@ def _write_grid(path: Path, images: np.ndarray) -> None:
 
 @torch.no_grad()
 def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
-    """Codes of every sample → OUT/SET.npy (samples, num_hidden) float32, in shard order, and codes.json written last."""
+    """Codes of every sample → OUT/SET.npy (samples, num_hidden) float32, in shard order; codes.json written last."""
     model = registry.load(Path(job.model)).eval()
     if not isinstance(model, Encodes):
         raise InputError(f"{job.model}: a {_kind(model)} has no codes; layers, stacks, dbn, vae and classifiers do")

@@ -28,7 +28,7 @@ class Effort:
     """How much work an estimate may cost."""
 
     num_samples: int = 100  # importance samples per data point
-    num_chains: int = 100  # AIS runs, or Gibbs chains when sampling
+    num_chains: int = 100  # AIS runs
     num_temperatures: int = 5000  # intermediate distributions of AIS; Gibbs steps when sampling
 
 
@@ -144,7 +144,7 @@ class Samples(ABC):
 
     @abstractmethod
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
-        """→ (num_samples, num_visible). What lies on the pixels is the mean given the last latent draw, where there is one."""
+        """→ (num_samples, num_visible): the mean given the last latent draw, where there is one."""
 
 
 class HasLogProb(ABC):

@@ -1,8 +1,8 @@
 """How much of an RBM's training is arithmetic: the whole stack beside its five matrix products alone.
 
-MNIST, 784-500, CD-1, batch 100, one thread. `stack` is an epoch through shards, Lightning, the journal and SGD; `products`
-the five matrix products of CD-1 (two up, one down, two for the gradient) on tensors that lie ready. Interleaved pairs,
-median of their ratio: a machine that is busy slows both. Printed by `make bench`; the limit is 0.5.
+MNIST, 784-500, CD-1, batch 100, one thread. `stack` is an epoch through shards, Lightning, the journal and SGD;
+`products` the five matrix products of CD-1 (two up, one down, two for the gradient) on tensors that lie ready.
+Interleaved pairs, median of their ratio: a machine that is busy slows both. Printed by `make bench`; the limit is 0.5.
 """
 
 from __future__ import annotations
