@@ -100,14 +100,14 @@ def read(path: Path, overrides: list[str]) -> Recipe:
         raise InputError(f"recipe {show(path)}: {explain(error, tree)}") from None
 
 
-def explain(error: ValidationError, tree: Any) -> str:
+def explain(error: ValidationError, tree: Any, expected: Any = Recipe) -> str:
     """The first complaint of a validation of `tree` as one line: where, what was expected, what was found."""
     first, *others = error.errors()
     said = {(first["loc"][-1:], first["msg"]), *((other["loc"][-1:], other["msg"]) for other in others)}
     more = f" (and {len(said) - 1} more)" if len(said) > 1 else ""  # a default that stages inherit is one mistake
     where = ".".join(_place(first["loc"], first["type"], tree))
     if first["type"] == "extra_forbidden":
-        key, known = str(first["loc"][-1]), _fields([str(part) for part in first["loc"][:-1]])
+        key, known = str(first["loc"][-1]), _fields(expected, [str(part) for part in first["loc"][:-1]])
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"
         return f"unknown key {show(where)!r}; {hint}{more}"
@@ -128,9 +128,9 @@ def _place(location: Sequence[int | str], kind: str, tree: Any) -> list[str]:
     return place
 
 
-def _fields(place: list[str]) -> list[str]:
-    """The keys allowed at a place of the recipe, found by walking the model's own fields."""
-    models: list[Any] = [Recipe]
+def _fields(expected: Any, place: list[str]) -> list[str]:
+    """The keys allowed at a place of what is expected, found by walking the model's own fields."""
+    models = _models_in(expected)
     for part in place:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         inner = [found for field in fields for found in _models_in(field.annotation)]

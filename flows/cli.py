@@ -177,17 +177,22 @@ def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
     from data.sources import open_source
     from flows.progress import Reporter
 
-    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": arguments.path} if arguments.path else {})
-    for assignment in arguments.settings:
+    path, settings = arguments.path, arguments.settings
+    if path and "=" in path and not Path(path).exists():  # the first of the settings, of a source without a path
+        path, settings = None, [path, *settings]
+    if arguments.shard_size < 1:
+        raise InputError(f"--shard-size {arguments.shard_size}: expected at least 1")
+    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": path} if path else {})
+    for assignment in settings:
         override(tree, assignment)
     try:
-        settings: Any = TypeAdapter(Source).validate_python(tree)
+        source: Any = TypeAdapter(Source).validate_python(tree)
     except ValidationError as error:
-        raise InputError(f"ingest: {explain(error, tree)}") from None
+        raise InputError(f"ingest: {explain(error, tree, Source)}") from None
     reporter = Reporter(silent=arguments.json)
     with reporter.bar("ingest", "samples") as progress:
         manifest = ingest(
-            open_source(settings),
+            open_source(source),
             arguments.out,
             shard_size=arguments.shard_size,
             progress=lambda done, of: progress({"done": done, "of": of}),
@@ -239,6 +244,8 @@ def _encode(arguments: argparse.Namespace) -> dict[str, Any]:
 def _sync(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows import tracking
 
+    if not arguments.out.is_dir():
+        raise InputError(f"--out {show(arguments.out)}: there is no such folder; `strata run` makes one")
     found = tracking.sync(arguments.out)
     if not arguments.json:
         for run, rows, complete, error in found:

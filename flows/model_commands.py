@@ -26,7 +26,7 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
     try:
         asked = Evaluate.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"evaluate: {explain(error, tree)}") from None
+        raise InputError(f"evaluate: {explain(error, tree, Evaluate)}") from None
     digest = _digest(model)
     manifest = check(shards)
     inputs = Inputs(

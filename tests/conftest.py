@@ -130,4 +130,6 @@ def tree(folder: Path) -> dict[str, int]:
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
     """The bytes of the files that match, by their place."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern)) if path.is_file()
+    }
