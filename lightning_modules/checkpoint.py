@@ -9,7 +9,6 @@ the one before it is kept against damage. `position.json` tells tracking how far
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +68,6 @@ class Checkpoints:
         if damaged:
             raise Damaged(f"{damaged[0]}, and no other is whole; delete {self.folder} to train this stage anew")
         return None
-
-    def remove(self) -> None:
-        """For a stage that is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, step: int) -> Saved:
         about = self.folder / f"{step}.json"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -40,6 +41,7 @@ def do(job: Job, tell: Tell) -> None:
     done = Path(job.folder) / "result.json"
     if done.exists():
         return
+    done.parent.mkdir(parents=True, exist_ok=True)
     _set_threads(job.train)
     tell({"progress": {"stage": job.stage}})
     began = time.monotonic()
@@ -49,6 +51,7 @@ def do(job: Job, tell: Tell) -> None:
         key, seconds = durable.digest_value(job.identity()), time.monotonic() - began
         result = Result(stage=job.stage, key=key, do=job.do, seconds=seconds, **found)
         durable.write_json(done, result.model_dump(mode="json"))
+        shutil.rmtree(done.with_name("checkpoint"), ignore_errors=True)
 
 
 def _done(job: Any, tell: Tell) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from conf import Train
@@ -30,7 +31,7 @@ from conf.errors import Diverged, Interrupted
 from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from lightning_modules.checkpoint import Checkpoints, Saved
-from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState, SamplesHidden
+from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -79,6 +80,7 @@ class Training(pl.LightningModule):
         return [_optimizer(phase.parameters, self.train_settings) for phase in self.phases]
 
     def on_train_start(self) -> None:
+        _note_signals(self)  # Lightning has just put its own SIGTERM handler in front of ours
         self._rank_slice()
         if self.saved is None:
             return
@@ -344,9 +346,15 @@ def fit(
         mean = module.from_data(data.examples(data.samples, 10_000)).mean(dim=0)
         model.start_from_data_mean(mean)  # type: ignore[operator]
     data.start_step = module.next_step
-    with _stopping(module):
+    before = _note_signals(module)
+    try:
         if data.start_step < data.total_steps:
             trainer.fit(module, data)
+    except SIGTERMException:  # Lightning's handler, while it was starting
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if journal:
         journal.close()
     if module.next_step < data.total_steps:
@@ -361,20 +369,10 @@ def fit(
     return module
 
 
-@contextmanager
-def _stopping(module: Training) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the training after the current step, with a checkpoint."""
+def _note_signals(module: Training) -> dict[int, Any]:
+    """From here on Ctrl-C and SIGTERM end the training after the current step, with a checkpoint → handlers before."""
 
     def note(number: int, frame: Any) -> None:
         module.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def can_hand_up_samples(stack: Stack) -> bool:
-    return all(isinstance(layer, SamplesHidden) for layer in stack)
+    return {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

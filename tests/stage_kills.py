@@ -1,0 +1,168 @@
+"""Stage processes to be killed: jobs on real digits, a template that forks them, and deaths at chosen moments.
+
+Importing torch and Lightning takes seconds, a stage here less than one: the template imports them once and forks a
+process a request. A moment is the n-th training step, or the n-th rename of a finished file (before or after it); there
+the process sends itself SIGKILL, which nothing can catch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning_modules as registry
+from conf import Finetune, Split, Train
+from conf.journal import read as read_journal
+from conf.protocol import Below, FinetuneJob, Inputs, Job, Request, TrainJob
+from data import durable
+from data.ingest import ingest
+from data.sources.digits import Digits
+
+TEMPLATE = """
+import json, os, signal, sys
+import lightning_modules.finetuning, lightning_modules.evaluation
+from lightning_modules import fit, learning, training
+import torch
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def at(what, number):
+    count = 0
+    def counted(do):
+        def call(*given):
+            nonlocal count
+            count += 1
+            if count == number and what != "after rename": die()
+            answer = do(*given)
+            if count == number: die()
+            return answer
+        return call
+    if what == "step": training.Training.training_step = counted(training.Training.training_step)
+    else: os.replace = counted(os.replace)
+
+for line in sys.stdin:
+    request, said, moment = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(os.open(said + ".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        if moment: at(*moment)
+        status = 1
+        try: status = fit.main([request])
+        finally: os._exit(status)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Stages:
+    """Starts stage processes by forking the template, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TEMPLATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, job: Job, moment: tuple[str, int] | None = None) -> int:
+        """→ process id; it kills itself at the moment, if there is one."""
+        durable.write_json(self.folder / "request.json", Request(jobs=[job]).model_dump(mode="json"))
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(
+            json.dumps([str(self.folder / "request.json"), str(self.folder / "said"), moment]) + "\n"
+        )
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self) -> int:
+        """→ exit status, or −n for signal n."""
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def do(self, job: Job, moment: tuple[str, int] | None = None) -> int:
+        self.start(job, moment)
+        return self.wait()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "said.log").read_text()
+
+    @property
+    def error(self) -> dict[str, Any]:
+        lines = [json.loads(line) for line in (self.folder / "said").read_text().splitlines()]
+        return next((line["error"] for line in lines if "error" in line), {})
+
+
+@contextmanager
+def stages(folder: Path) -> Iterator[Stages]:
+    started = Stages(folder)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+
+
+def inputs(folder: Path) -> Inputs:
+    """The digits as shards in a folder."""
+    manifest = ingest(Digits(), folder, shard_size=500)
+    return Inputs(
+        shards=str(folder),
+        samples_digest=manifest.samples_digest,
+        labels_digest=manifest.labels_digest,
+        split=Split(),
+        remembered=str(folder / "verified.json"),
+    )
+
+
+def train_job(read: Inputs, kind: str, train: dict[str, Any], below: Path | None = None, **arguments: Any) -> TrainJob:
+    spec = registry.complete({"kind": kind, "arguments": arguments})
+    settings = {"threads": 1, "epochs": 2, "log_steps": 5, "checkpoint_steps": 7, "accelerator": "cpu"}
+    return TrainJob(
+        stage="some",
+        spec=spec,
+        revision=registry.revision(spec),
+        below=standing_on(below) if below else None,
+        hand_up="sample" if below else "mean",
+        inputs=read,
+        train=Train(**settings | train),
+        seed=1,
+    )
+
+
+def finetune_job(read: Inputs, below: Path) -> FinetuneJob:
+    few = Finetune(labels=[10, 20], seeds=2, epochs=3)
+    return FinetuneJob(
+        stage="few", revision=1, below=standing_on(below), inputs=read, finetune=few, train=Train(threads=1)
+    )
+
+
+def standing_on(folder: Path) -> Below:
+    return Below(folder=str(folder / "model"), digest=durable.read_json(folder / "model" / "model.json")["digest"])
+
+
+def placed(job: Any, folder: Path) -> Any:
+    return job.model_copy(update={"folder": str(folder)})
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All of a finished stage that must not depend on kills: weights to the byte, journal and result without clocks."""
+    models = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in ("*.safetensors", "model.json", "revealed.json", "run.json")
+        for path in folder.rglob(name)
+    }
+    rows, _ = read_journal(folder / "journal.jsonl")
+    result = durable.read_json(folder / "result.json")
+    return models | {"journal": [(row["step"], row["metrics"]) for row in rows], "result": result | {"seconds": 0}}
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
