@@ -19,7 +19,10 @@ from flows.stage import run_jobs
 
 
 def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) -> dict[str, Any]:
-    """Measures a model on the test set of some shards; writes nothing that stays."""
+    """Measures a model on the test set of some shards; writes nothing that stays.
+
+    Shards the model was trained on are split as they were then, so that no test sample is one it has seen.
+    """
     tree: dict[str, Any] = {}
     for assignment in settings:
         override(tree, assignment)
@@ -27,17 +30,18 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
         asked = Evaluate.model_validate(tree)
     except ValidationError as error:
         raise InputError(f"evaluate: {explain(error, tree, Evaluate)}") from None
-    digest = _digest(model)
+    about = _about(model)
     manifest = check(shards)
+    trained_here = about.get("samples") == manifest.samples_digest
     inputs = Inputs(
         shards=str(manifest.folder.absolute()),
         samples_digest=manifest.samples_digest,
         labels_digest=manifest.labels_digest,
-        split=Split(),
+        split=Split.model_validate(about["split"]) if trained_here else Split(),
     )
     with tempfile.TemporaryDirectory(prefix="strata-") as folder:
         job = EvaluateJob(
-            stage="evaluate", folder=folder, model=Below(folder=str(model.absolute()), digest=digest),
+            stage="evaluate", folder=folder, model=Below(folder=str(model.absolute()), digest=about["digest"]),
             inputs=inputs, evaluate=asked, train=Train(), seed=0,
         )  # fmt: skip
         _do("evaluate", job, Path(folder), silent)
@@ -55,7 +59,7 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
 
 def sample(model: Path, number: int, seed: int, out: Path, *, silent: bool) -> dict[str, Any]:
     """Draws from a model into OUT.npy."""
-    _digest(model)
+    _about(model)
     if number < 1:
         raise InputError(f"-n {number}: expected at least 1")
     target = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
@@ -64,7 +68,7 @@ def sample(model: Path, number: int, seed: int, out: Path, *, silent: bool) -> d
 
 def encode(model: Path, shards: Path, out: Path, *, silent: bool) -> dict[str, Any]:
     """Codes of every sample of some shards into OUT/SET.npy."""
-    _digest(model)
+    _about(model)
     check(shards)
     job = EncodeJob(model=str(model.absolute()), shards=str(shards.absolute()), out=str(out.absolute()))
     return _answer("encode", job, silent)
@@ -84,13 +88,15 @@ def _do(name: str, job: Job, folder: Path, silent: bool) -> dict[str, Any]:
         return run_jobs(name, [job], folder / "request.json", folder / "log.txt", progress)
 
 
-def _digest(model: Path) -> str:
+def _about(model: Path) -> dict[str, Any]:
+    """What stands in model.json."""
     path = model / "model.json"
     if not path.is_file():
         raise InputError(
             f"{show(model)}: expected a model directory (with model.json), found none; a run names its models"
         )
     try:
-        return str(durable.read_json(path)["digest"])
-    except (ValueError, KeyError):
+        about: dict[str, Any] = durable.read_json(path)
+        return about | {"digest": str(about["digest"])}
+    except (ValueError, KeyError, TypeError):
         raise Damaged(f"{show(path)}: cannot be read; train the stage again or restore the file") from None

@@ -112,7 +112,8 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str
     )
     fit(classifier, data, train, stage=f"{job.stage} ({run.name})", seed=run.seed)
     error = 100 * _test_error(classifier, reader, parts["test"], labels)
-    digest = registry.save(classifier, folder / "model", {"stage": job.stage, "labels": run.labels, "seed": run.seed})
+    about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **inputs.identity()}
+    digest = registry.save(classifier, folder / "model", about)
     durable.write_json(
         folder / "revealed.json",
         {"labels": run.labels, "seed": run.seed, "keys": "all" if run.labels == "all" else _keys(reader, revealed)},

@@ -41,7 +41,7 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
     digest = ""
     if save:
-        about = {"stage": job.stage, "samples_digest": job.inputs.samples_digest, "recipe_seed": job.seed}
+        about = {"stage": job.stage, "recipe_seed": job.seed, **job.inputs.identity()}
         digest = registry.save(final, folder / "model", about)["digest"]
     parameters = sum(p.numel() for p in final.parameters())
     return {

@@ -65,6 +65,7 @@ class Training(pl.LightningModule):
         self.train_settings = train
         self.stage, self.seed, self.hand_up = stage, seed, hand_up
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.log_steps = min(train.log_steps, steps_per_epoch)  # a short epoch still shows a curve
         self.journal, self.checkpoints, self.saved = journal, checkpoints, saved
         self.validation, self.progress = validation, progress
         self.phases = _phases(model)
@@ -127,7 +128,7 @@ class Training(pl.LightningModule):
         last = done == self.total_steps
         if done % self.steps_per_epoch == 0 and self.validation is not None and self.global_rank == 0:
             self._validate(done)
-        if done % self.train_settings.log_steps == 0 or last:
+        if done % self.log_steps == 0 or last:
             self._log(done)
         if self.trainer.world_size > 1:  # all ranks stop after the same step
             self.signal = int(
@@ -187,7 +188,7 @@ class Training(pl.LightningModule):
     # The journal, validation, checkpoints, progress.
 
     def _log(self, done: int) -> None:
-        steps = (done - 1) % self.train_settings.log_steps + 1
+        steps = (done - 1) % self.log_steps + 1
         values = torch.stack([value.to(self.device, torch.float64) for value in self.sums.values()]).tolist()
         shares = self._gather(dict(zip(self.sums, values, strict=True)))
         names = dict.fromkeys(name for share in shares for name in share)  # an empty piece knows no parts of a loss
