@@ -33,12 +33,13 @@ def _tie(parent: int, number: int) -> None:
 
 
 def _guard(leader: int) -> None:
-    """Waits for the leader's death and ends its process group, us included."""
-    signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(leader, signal.SIGKILL))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Waits for the leader's death and ends its process group, us included; a signal to the group is not for us."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.killpg(leader, signal.SIGKILL))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     for descriptor in range(3):
         os.close(descriptor)
-    _tie(leader, signal.SIGTERM)
+    _tie(leader, signal.SIGUSR1)
     while True:
         signal.pause()
 

@@ -376,7 +376,7 @@ class RecipeRun:
             self._closed = known["status"] == "finished" and known["closed"]
         except (ValueError, KeyError, TypeError):
             raise Damaged(f"{path} cannot be read; delete it, finished stages stay") from None
-        return {(entry["flow"], entry["name"]): entry for entry in known["stages"] if entry["status"] == "finished"}
+        return {(entry["flow"], entry["name"]): entry for entry in known["stages"] if entry["status"] != "waiting"}
 
     def record(self, status: str, error: str | None = None, *, closed: bool = False) -> None:
         """Writes run.json: what the report and the tracker read. `closed`: nothing will change any more."""

@@ -1,0 +1,200 @@
+"""A whole run, Prefect's server, MLflow's tracker and two ranks included, killed at five moments and run again.
+
+The reference is the same recipe in another folder, left alone. What must be equal: weights to the byte, metrics,
+journals, and what MLflow and Prefect say happened. What must not be: anything alive two seconds after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import durable
+from tests.conftest import DIGITS, LAYER, Command, Ended, contents, until
+from tests.stage_kills import outcome
+
+STAGES = """\
+  layer1:
+    model: {kind: rbm, num_hidden: 16, algorithm: pcd, num_chains: 21}
+    train: {devices: 2, accelerator: cpu, epochs: 40, checkpoint_steps: 60}
+  gan:
+    model: {kind: gan, num_latent: 4}
+    train: {epochs: 20, checkpoint_steps: 40, optimizer: adam, learning_rate: 1e-3}
+  classify: {on: layer1, finetune: {labels: [10], seeds: 4, epochs: 20}}
+"""
+
+
+def ask(database: Path, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def stage(out: Path, name: str) -> Path:
+    """The folder of a stage of the run in `out`, as run.json names it."""
+    record = durable.read_json(next(out.glob("digits-*/run.json")))
+    return out / next(row["folder"] for row in record["stages"] if row["name"] == name and row["flow"] != "evaluate")
+
+
+def reached(out: Path, name: str, file: str) -> Callable[[], bool]:
+    def found() -> bool:
+        try:
+            return any(stage(out, name).glob(file)) if stage(out, name) != out else False
+        except (StopIteration, FileNotFoundError):
+            return False
+
+    return found
+
+
+def when(process: subprocess.Popen[str], seen: Callable[[], Any]) -> None:
+    """Waits for a moment of a running command."""
+    until(lambda: seen() or process.poll() is not None, 120)
+    assert process.poll() is None, process.communicate()
+
+
+def flow_runs(out: Path) -> dict[str, list[str]]:
+    """States of the flow runs Prefect knows, by the flow; those without a parent stand under `run`."""
+    query = (
+        "select flow.name, flow_run.state_type, parent_task_run_id is null from flow_run join flow on flow.id = flow_id"
+        " order by flow_run.start_time"
+    )
+    found: dict[str, list[str]] = {}
+    for name, state, top in ask(out / "prefect" / "prefect.db", query):
+        assert top == (name == "run")
+        found.setdefault(name, []).append(state)
+    return found
+
+
+def metrics(out: Path) -> list[tuple[Any, ...]]:
+    """(run's name, metric, step, value) of everything MLflow has, each once."""
+    query = "select runs.name, key, step, value, is_nan from metrics join runs using (run_uuid)"
+    return sorted(row for row in ask(out / "mlflow.db", query) if not str(row[1]).endswith("seconds"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
+    """The run that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "recipe.yaml").write_text(DIGITS + STAGES)
+    command = Command(folder)
+    ended = command("run", "recipe.yaml", "--out", "out", "--json", environment={})
+    assert ended.status == 0 and ended.err == "", ended
+    command.await_quiet(2)
+    return folder, ended
+
+
+def test_one_flow_run_and_one_subflow_a_flow_also_with_two_ranks(whole: tuple[Path, Ended]) -> None:
+    out = whole[0] / "out"
+    once = ["COMPLETED"]
+    assert flow_runs(out) == {name: once for name in ("run", "ingest", "pretrain", "train", "finetune", "evaluate")}
+    parents = ask(out / "mlflow.db", "select count(*) from runs where run_uuid not in "
+                  "(select run_uuid from tags where key = 'mlflow.parentRunId')")  # fmt: skip
+    assert parents == [(1,)]
+    assert len(list((out / "shards").glob("*/manifest.json"))) == 1
+    assert not (out / "server.json").exists()
+
+
+def test_killed_at_five_moments_the_run_is_the_same(whole: tuple[Path, Ended], strata: Command, tmp_path: Path) -> None:
+    reference = whole[0] / "out"
+    (tmp_path / "recipe.yaml").write_bytes((whole[0] / "recipe.yaml").read_bytes())
+    out = tmp_path / "out"
+    moments: list[tuple[str, Callable[[], Any], bool]] = [  # what is under way, how to see it, kill all or strata alone
+        ("Prefect's server starts", lambda: "prefect server start" in " ".join(strata.alive().values()), True),
+        ("two ranks train", reached(out, "layer1", "checkpoint/120.json"), False),
+        ("one process trains", reached(out, "gan", "checkpoint/80.json"), True),
+        ("between two classifiers", reached(out, "classify", "runs/10-1-pretrained/run.json"), False),
+        ("everything is measured", lambda: len(list(out.glob("stages/*/figures/samples.npz"))) == 2, True),
+    ]
+    kept: dict[Path, int] = {}
+    for what, seen, everybody in moments:
+        process = strata.start("run", "recipe.yaml", "--out", "out", "--json", environment={})
+        when(process, seen)
+        strata.kill_all() if everybody else process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        process.communicate()
+        strata.await_quiet(2)
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept, f"done again when killed as {what}"
+        kept = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/result.json")}
+
+    ended = strata("run", "recipe.yaml", "--out", "out", "--json", environment={})
+    assert ended.status == 0 and ended.err == "", ended
+    strata.await_quiet(2)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    answer, expected = ended.answer, whole[1].answer
+    assert {name: found["metrics"] for name, found in answer["stages"].items()} == {
+        name: found["metrics"] for name, found in expected["stages"].items()
+    }
+    assert contents(out / "stages", "*.safetensors") == contents(reference / "stages", "*.safetensors")
+    for name in ("layer1", "gan", "classify"):
+        assert outcome(stage(out, name)) == outcome(stage(reference, name))
+
+    record = durable.read_json(Path(answer["report"]).with_name("run.json"))
+    assert record["status"] == "finished" and record["closed"]
+    assert {row["status"] for row in record["stages"]} == {"finished"}
+    assert not any(row["cached"] for row in record["stages"])
+
+    assert metrics(out) == metrics(reference) and len(set(metrics(out))) == len(metrics(out)) > 100
+    names = "select name, status from runs order by name"
+    assert ask(out / "mlflow.db", names) == ask(reference / "mlflow.db", names)
+    states = flow_runs(out)
+    assert states["run"] == ["CRASHED"] * 4 + ["COMPLETED"]
+    assert all("RUNNING" not in found for found in states.values())
+
+
+# --- the engine without its coats: less to start, more to try ---
+
+
+def test_a_killed_stage_is_one_line_and_the_same_command_goes_on(
+    strata: Command, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, out = recipe(LAYER), tmp_path / "out"
+    process = strata.start("run", path, "train.epochs=3000", "--out", out)
+    until(reached(out, "layer1", "checkpoint/500.json"), 60)
+    [number] = [number for number, command in strata.alive().items() if "-m lightning_modules.fit" in command
+                and "lifeline" not in command]  # fmt: skip
+    os.kill(number, signal.SIGKILL)
+    written, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert said.count("\n") == 1 and said.startswith("error: stage layer1 was ended by SIGKILL (out of memory?); run ")
+    record = durable.read_json(next(out.glob("digits-*/run.json")))
+    assert record["status"] == "failed" and record["error"] == said.removeprefix("error: ").rstrip()
+    strata.await_quiet(2)
+
+    again = strata.start("run", path, "train.epochs=3000", "--out", out)
+    step = durable.read_json(stage(out, "layer1") / "checkpoint" / "position.json")["step"]
+    journal = stage(out, "layer1") / "journal.jsonl"
+    kept = journal.read_bytes()[: durable.read_json(journal.parent / "checkpoint" / "position.json")["journal"]]
+    until(reached(out, "layer1", f"checkpoint/{step + 5}.json"), 60)
+    assert journal.read_bytes().startswith(kept)
+    again.send_signal(signal.SIGINT)
+    said = again.communicate(timeout=15)[1]
+    assert again.returncode == 130 and said.startswith("error: stopped by SIGINT")
+    strata.await_quiet(2)
+
+
+def test_sigterm_ends_prefect_and_all_within_seconds(
+    strata: Command, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, out = recipe(STAGES), tmp_path / "out"
+    process = strata.start("run", path, "stages.layer1.train.epochs=400", "--out", out, environment={})
+    until(reached(out, "layer1", "checkpoint/120.json"), 120, lambda: str(process.poll()))
+    assert any("prefect server" in command for command in strata.alive().values())
+    process.terminate()
+    written, said = process.communicate(timeout=12)
+    assert process.returncode == 143
+    assert said == "error: stopped by SIGTERM; run the same command again to go on\n"
+    strata.await_quiet(2)
+    record = durable.read_json(next(out.glob("digits-*/run.json")))
+    assert record["status"] == "interrupted" and record["closed"]
+    assert durable.read_json(stage(out, "layer1") / "checkpoint" / "position.json")["step"] > 120
+    assert not (out / "server.json").exists()
