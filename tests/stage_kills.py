@@ -8,8 +8,6 @@ the process sends itself SIGKILL, which nothing can catch.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,14 +22,18 @@ from conf.protocol import Below, FinetuneJob, Inputs, Job, Request, TrainJob
 from data import durable
 from data.ingest import ingest
 from data.sources.digits import Digits
+from flows import servers
 
 TEMPLATE = """
-import json, os, signal, sys
+import json, os, signal, sys, traceback
 import lightning_modules.finetuning, lightning_modules.evaluation
 from lightning_modules import fit, learning, training
 import torch
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def drift(module):
+    with torch.no_grad(): next(module.model.parameters()).add_(1e-3)
 
 def at(what, number):
     count = 0
@@ -39,26 +41,36 @@ def at(what, number):
         def call(*given):
             nonlocal count
             count += 1
-            if count == number and what != "after rename": die()
+            if count == number and not what.startswith("after"): drift(given[0]) if what == "drift" else die()
             answer = do(*given)
-            if count == number: die()
+            if count == number and what.startswith("after"): die()
             return answer
         return call
-    if what == "step": training.Training.training_step = counted(training.Training.training_step)
-    else: os.replace = counted(os.replace)
+    if what.endswith("rename"): os.replace = counted(os.replace)
+    else: training.Training.training_step = counted(training.Training.training_step)
+
+def become(rank, ranks, port, request, said, moment):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    os.dup2(os.open(said, flags), 1)
+    os.dup2(os.open(said + ".log", flags), 2)
+    if ranks > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        os.environ.update({name: str(value) for name, value in names.items()})
+    if moment and rank == ranks - 1: at(*moment)
+    status = 1
+    try: status = fit.main([request])
+    except Exception: traceback.print_exc()
+    finally: os._exit(status)
 
 for line in sys.stdin:
-    request, said, moment = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(os.open(said + ".log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        if moment: at(*moment)
-        status = 1
-        try: status = fit.main([request])
-        finally: os._exit(status)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    ranks, port, request, said, moment = json.loads(line)
+    children = []
+    for rank in range(ranks):
+        children.append(os.fork())
+        if children[-1] == 0: become(rank, ranks, port, request, said, moment)
+    print(json.dumps(children), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 
 
@@ -71,23 +83,30 @@ class Stages:
             [sys.executable, "-c", TEMPLATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, job: Job, moment: tuple[str, int] | None = None) -> int:
-        """→ process id; it kills itself at the moment, if there is one."""
-        durable.write_json(self.folder / "request.json", Request(jobs=[job]).model_dump(mode="json"))
+    def start(self, job: Job, moment: tuple[str, int] | None = None, ranks: int = 1) -> list[int]:
+        """→ process ids, one a rank; the last rank kills itself at the moment, if there is one."""
+        request, said = self.folder / "request.json", self.folder / "said"
+        durable.write_json(request, Request(jobs=[job]).model_dump(mode="json"))
+        for path in (said, said.with_name("said.log")):
+            path.unlink(missing_ok=True)
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(
-            json.dumps([str(self.folder / "request.json"), str(self.folder / "said"), moment]) + "\n"
-        )
+        asked = [ranks, servers.free_port(), str(request), str(said), moment]
+        self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return list(json.loads(self.process.stdout.readline()))
 
-    def wait(self) -> int:
-        """→ exit status, or −n for signal n."""
+    def wait(self) -> list[int]:
+        """→ exit status of every rank, or −n for signal n."""
         assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
+        return list(json.loads(self.process.stdout.readline()))
 
     def do(self, job: Job, moment: tuple[str, int] | None = None) -> int:
+        """One rank from start to end → its exit status."""
         self.start(job, moment)
+        return self.wait()[0]
+
+    def do_on_ranks(self, job: Any, ranks: int, moment: tuple[str, int] | None = None) -> list[int]:
+        self.start(on_ranks(job, ranks), moment, ranks)
         return self.wait()
 
     @property
@@ -148,6 +167,10 @@ def standing_on(folder: Path) -> Below:
     return Below(folder=str(folder / "model"), digest=durable.read_json(folder / "model" / "model.json")["digest"])
 
 
+def on_ranks(job: Any, ranks: int) -> Any:
+    return job.model_copy(update={"train": job.train.model_copy(update={"devices": ranks})})
+
+
 def placed(job: Any, folder: Path) -> Any:
     return job.model_copy(update={"folder": str(folder)})
 
@@ -162,7 +185,3 @@ def outcome(folder: Path) -> dict[str, Any]:
     rows, _ = read_journal(folder / "journal.jsonl")
     result = durable.read_json(folder / "result.json")
     return models | {"journal": [(row["step"], row["metrics"]) for row in rows], "result": result | {"seconds": 0}}
-
-
-def kill(process: int) -> None:
-    os.kill(process, signal.SIGKILL)

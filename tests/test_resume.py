@@ -12,7 +12,7 @@ import pytest
 
 from conf.protocol import Inputs
 from tests.conftest import until
-from tests.stage_kills import Stages, finetune_job, inputs, kill, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, finetune_job, inputs, outcome, placed, stages, train_job
 
 TOTAL = 26  # steps: two epochs of 13
 
@@ -160,10 +160,10 @@ def test_a_signal_saves_the_step_under_way(
     settings = {"epochs": 60, "checkpoint_steps": 10_000}
     job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
-    process = template.start(placed(job, tmp_path / "stopped"))
+    [process] = template.start(placed(job, tmp_path / "stopped"))
     until(lambda: (tmp_path / "stopped" / "journal.jsonl").exists(), 30)
     os.kill(process, number)
-    assert template.wait() == status, template.log
+    assert template.wait() == [status], template.log
     assert (tmp_path / "stopped" / "checkpoint" / "position.json").exists()
     assert template.do(placed(job, tmp_path / "stopped")) == 0
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
@@ -174,11 +174,11 @@ def test_killed_at_any_time_by_somebody_else(template: Stages, read: Inputs, tmp
     job = train_job(read, "rbm", {"epochs": 60, "checkpoint_steps": 50}, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
     for checkpoints in (1, 3, 6, 10):
-        process = template.start(placed(job, tmp_path / "killed"))
+        [process] = template.start(placed(job, tmp_path / "killed"))
         reached = tmp_path / "killed" / "checkpoint" / f"{50 * checkpoints}.json"
         until(reached.exists, 30)
-        kill(process)
-        assert template.wait() == -signal.SIGKILL
+        os.kill(process, signal.SIGKILL)
+        assert template.wait() == [-signal.SIGKILL]
     assert template.do(placed(job, tmp_path / "killed")) == 0
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 

@@ -1,0 +1,108 @@
+"""Two ranks, forked and killed at chosen steps: they compute what one does, agree to the bit, and lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from conf.protocol import Inputs
+from tests.conftest import until
+from tests.stage_kills import Stages, inputs, on_ranks, outcome, placed, stages, train_job
+
+ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    with stages(tmp_path_factory.mktemp("template")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return inputs(tmp_path_factory.mktemp("shards"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load((folder / "model" / "weights.safetensors").read_bytes())
+
+
+def jobs(read: Inputs) -> dict[str, Any]:
+    return {
+        "chains": train_job(read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd", num_chains=21),
+        "two optimizers": train_job(read, "gan", ADAM, num_visible=64, num_latent=4),
+        "no noise": train_job(read, "autoencoder", {}, num_visible=64, num_hidden=8),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [100, 1299])
+def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_path: Path, batch_size: int) -> None:
+    """The gradient of the global batch, whatever its pieces: with batches of 1,299 the last has one sample for two."""
+    settings = {"epochs": 3, "batch_size": batch_size, "log_steps": 1}
+    job = train_job(read, "autoencoder", settings, num_visible=64, num_hidden=8)
+    assert template.do(placed(job, tmp_path / "one")) == 0, template.log
+    assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    journals = [outcome(tmp_path / name)["journal"] for name in ("one", "two")]
+    for (step, alone), (same, shared) in zip(*journals, strict=True):
+        assert step == same and alone == pytest.approx(shared, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["chains", "two optimizers"])
+def test_a_batch_too_small_for_two_ranks(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
+    job = jobs(read)[name]
+    few = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": 1299, "log_steps": 1})})
+    assert template.do_on_ranks(placed(few, tmp_path), 2) == [0, 0], template.log
+    journal = [metrics for _, metrics in outcome(tmp_path)["journal"] if "train/learning_rate" in metrics]
+    assert len(journal) == 4 and len({frozenset(metrics) for metrics in journal}) == 1
+
+
+@pytest.mark.parametrize("name", ["chains", "two optimizers"])
+def test_one_rank_dies_and_the_rest_is_the_same(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
+    job = jobs(read)[name]
+    assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0], template.log
+    for step in (1, 7, 8, 23):
+        folder = tmp_path / f"killed-{step}"
+        first, last = template.do_on_ranks(placed(job, folder), 2, ("step", step))
+        assert last == -signal.SIGKILL and first not in (0, 143), template.log
+        assert template.do_on_ranks(placed(job, folder), 2) == [0, 0], template.log
+        assert outcome(folder) == outcome(tmp_path / "whole"), f"killed in step {step}"
+
+
+def test_chains_are_saved_under_their_global_index(template: Stages, read: Inputs, tmp_path: Path) -> None:
+    """Two ranks' chains are one set: what they saved, one rank can load, and says that it is no exact resume."""
+    job = jobs(read)["chains"]
+    assert template.do_on_ranks(placed(job, tmp_path), 2, ("step", 10))[1] == -signal.SIGKILL
+    shares = [torch.load(tmp_path / "checkpoint" / f"7.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [[len(value) for value in share.values()] for share in shares] == [[10], [11]]
+    assert template.do(placed(job, tmp_path)) == 0, template.log
+    assert outcome(tmp_path)["result"]["placement"]["exact"] is False
+
+
+def test_sigterm_to_one_rank_stops_both_after_the_same_step(template: Stages, read: Inputs, tmp_path: Path) -> None:
+    settings = {"epochs": 30, "checkpoint_steps": 100}
+    job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
+    assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0]
+    processes = template.start(on_ranks(placed(job, tmp_path / "stopped"), 2), ranks=2)
+    checkpoint = tmp_path / "stopped" / "checkpoint"
+    until((checkpoint / "100.json").exists, 30)
+    os.kill(processes[1], signal.SIGTERM)
+    assert template.wait() == [143, 143], template.log
+    assert len(list(checkpoint.glob("*.rank0.pt"))) == len(list(checkpoint.glob("*.rank1.pt"))) == 2
+    assert template.do_on_ranks(placed(job, tmp_path / "stopped"), 2) == [0, 0]
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_ranks_that_drift_apart_are_a_bug(template: Stages, read: Inputs, tmp_path: Path) -> None:
+    statuses = template.do_on_ranks(placed(jobs(read)["no noise"], tmp_path), 2, ("drift", 26))
+    assert statuses == [1, 1] and "the ranks' weights differ after step 26" in template.log
+    assert not (tmp_path / "result.json").exists()
