@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conf.protocol import Inputs
+from data import durable
 from tests.conftest import until
 from tests.stage_kills import Stages, finetune_job, inputs, outcome, placed, stages, train_job
 
@@ -157,14 +158,15 @@ def hurt(checkpoint: Path, step: int, damage: str) -> None:
 def test_a_signal_saves_the_step_under_way(
     template: Stages, read: Inputs, tmp_path: Path, number: int, status: int
 ) -> None:
-    settings = {"epochs": 60, "checkpoint_steps": 10_000}
+    settings = {"epochs": 60, "checkpoint_steps": 100}
     job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
     [process] = template.start(placed(job, tmp_path / "stopped"))
-    until(lambda: (tmp_path / "stopped" / "journal.jsonl").exists(), 30)
+    checkpoint = tmp_path / "stopped" / "checkpoint"
+    until((checkpoint / "100.json").exists, 30)
     os.kill(process, number)
     assert template.wait() == [status], template.log
-    assert (tmp_path / "stopped" / "checkpoint" / "position.json").exists()
+    assert durable.read_json(checkpoint / "position.json")["step"] % 100
     assert template.do(placed(job, tmp_path / "stopped")) == 0
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
