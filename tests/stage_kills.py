@@ -88,7 +88,7 @@ class Stages:
         request, said = self.folder / "request.json", self.folder / "said"
         durable.write_json(request, Request(jobs=[job]).model_dump(mode="json"))
         for path in (said, said.with_name("said.log")):
-            path.unlink(missing_ok=True)
+            path.write_bytes(b"")
         assert self.process.stdin is not None and self.process.stdout is not None
         asked = [ranks, servers.free_port(), str(request), str(said), moment]
         self.process.stdin.write(json.dumps(asked) + "\n")
