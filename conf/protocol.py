@@ -50,12 +50,13 @@ class TrainJob(Strict):
     inputs: Inputs
     train: Train
     seed: int
+    method: int = 1  # revision of how models are trained, whatever the model
 
     def identity(self) -> dict[str, Any]:
         return {
             "do": self.do,
             "spec": self.spec,
-            "revision": self.revision,
+            "revision": [self.method, self.revision],
             "below": self.below and self.below.digest,
             "hand_up": self.hand_up if self.below else "mean",
             "inputs": self.inputs.identity(),
@@ -75,11 +76,12 @@ class FinetuneJob(Strict):
     inputs: Inputs
     finetune: Finetune
     train: Train  # placement only
+    method: int = 1  # revision of how labels are revealed and classifiers trained
 
     def identity(self) -> dict[str, Any]:
         return {
             "do": self.do,
-            "revision": self.revision,
+            "revision": [self.method, self.revision],
             "below": self.below.digest,
             "inputs": self.inputs.identity(labels=True),
             "finetune": self.finetune.model_dump(mode="json"),
@@ -143,6 +145,7 @@ class Description(Strict):
     high: float | None
     sizes: dict[str, int]  # train, validation, test
     labeled: int  # labeled training samples
+    labeled_test: int
     num_classes: int
 
 

@@ -61,6 +61,13 @@ def _below(whole: Divisible, purpose: str, share: float) -> np.ndarray:
     return np.fromiter((int.from_bytes(digest[:8], "big") < limit for digest in digests), bool)
 
 
+def some(samples: np.ndarray, number: int, purpose: str) -> np.ndarray:
+    """At most `number` of the samples, drawn by `purpose` alone, sorted: a prefix of sorted data is no fair sample."""
+    if len(samples) <= number:
+        return samples
+    return np.sort(samples[draw_order(len(samples), purpose)[:number]])
+
+
 def reveal(
     labels: np.ndarray, candidates: np.ndarray, number: int | Literal["all"], num_classes: int, seed: int
 ) -> np.ndarray:

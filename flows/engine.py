@@ -100,14 +100,18 @@ def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
 def _after_split(found: Any, shards: Manifest | data.sources.RawSource, split: Split) -> Description:
     """found: the manifest or the source's description."""
     parts = partition(shards, split)
-    train = shards.numbers("train")
-    labeled = int((shards.labels("train")[parts["train"] - train.start] >= 0).sum()) if len(train) else 0
+
+    def labeled(part: str) -> int:
+        own = part if part in shards.sets else "train"
+        return int((shards.labels(own)[parts[part] - shards.numbers(own).start] >= 0).sum()) if len(parts[part]) else 0
+
     return Description(
         shape=list(found.shape),
         low=found.low,
         high=found.high,
         sizes={name: len(numbers) for name, numbers in parts.items()},
-        labeled=labeled,
+        labeled=labeled("train"),
+        labeled_test=labeled("test"),
         num_classes=len(found.classes),
     )
 

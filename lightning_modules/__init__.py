@@ -270,7 +270,7 @@ def save(model: Fitted, folder: Path, about: Mapping[str, Any]) -> dict[str, str
         **spec,
         "revision": revision(spec),
         "weights_sha256": weights_sha256,
-        "digest": durable.digest_value({"spec": spec, "weights_sha256": weights_sha256}),
+        "digest": durable.digest_value({"spec": spec, "revision": revision(spec), "weights_sha256": weights_sha256}),
         "versions": {"torch": torch.__version__},
     }
     taken = sorted((document.keys() | {"checksum"}) & about.keys())

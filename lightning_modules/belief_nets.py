@@ -101,8 +101,9 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
         """E_q[log p*(x, h) − log q(h | x)] − log Z ≤ log p(x), (batch,) nats (Salakhutdinov & Murray 2008, ICML).
 
         The mean of `effort.num_samples` draws of q per example. Where log Z is an estimate by AIS, which is low in
-        expectation, the bound holds only up to its error. The standard error combines that of the draws (unknown, hence
-        None, for a single one) and that of log Z; the effective sample size is that of AIS.
+        expectation, the bound holds only up to its error, and the answer is called an estimate. The standard error
+        combines that of the draws (unknown, hence None, for a single one) and that of log Z; the effective sample size
+        is that of AIS.
         """
         log_weights = self.log_weights(x, effort.num_samples)
         partition = self.top.log_partition(effort=effort)
@@ -112,7 +113,7 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
             std_error = math.hypot(sampling, partition.std_error or 0.0)
         return LogLikelihood(
             nats=log_weights.mean(0) - partition.nats,
-            kind="lower_bound",
+            kind="lower_bound" if partition.kind == "exact" else "estimate",
             estimator=f"variational bound ({effort.num_samples} draws of q), log Z by {partition.estimator}",
             effort=effort,
             std_error=std_error,

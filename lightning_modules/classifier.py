@@ -1,7 +1,7 @@
 """A classifier on top of a stack: the few labels' part of the pipeline (Hinton, Osindero & Teh 2006, §5; Bengio et al.
 2007, §2). All layers go on learning, by back-propagation, from where unsupervised training left them.
 
-What is NOT here: which labels are revealed and the supervised twin (`fit.py`; the twin's stack is `Stack.randomize`).
+What is NOT here: which labels are revealed and the supervised twin (`finetuning.py`; its stack is `Stack.randomize`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ differ in one of these cannot be compared (Salakhutdinov & Murray 2008; Theis et
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from conf.errors import InputError
 from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
-from data.splits import partition
+from data.splits import partition, some
 from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Samples
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
@@ -41,7 +42,8 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     reader = Reader(Path(job.inputs.shards))
     parts = partition(reader, job.inputs.split)
     name = next((name for name in ("test", "validation", "train") if len(parts[name])), "train")
-    x = torch.from_numpy(reader.values(parts[name][: job.evaluate.num_examples]))
+    _refuse_unfit(model, reader, job)
+    x = torch.from_numpy(reader.values(some(parts[name], job.evaluate.num_examples, "evaluate")))
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"set": name, "num_examples": len(x), "likelihoods": []}
 
@@ -68,6 +70,19 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         _figure(folder, "samples", reader, images=drawn)
         _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
     return _kind(model), metrics, details
+
+
+def _refuse_unfit(model: Fitted, reader: Reader, job: EvaluateJob) -> None:
+    """Shards of another width or range give numbers that mean nothing."""
+    manifest, shards = reader.manifest, job.inputs.shards
+    if manifest.num_values != model.num_visible:
+        raise InputError(
+            f"{shards}: a sample has {manifest.num_values} values, but the model takes {model.num_visible}"
+        )
+    low, high = model.visible_range or (-math.inf, math.inf)
+    if manifest.low < low or manifest.high > high:
+        found = f"[{manifest.low:g}, {manifest.high:g}]"
+        raise InputError(f"{shards}: values lie in {found}, but the model takes [{low:g}, {high:g}]")
 
 
 def _kind(model: Fitted) -> str:
@@ -104,7 +119,7 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
         "std_error": found.std_error,
         "effective_sample_size": found.effective_sample_size,
         "binarization": binarization,
-        "split": f"{set_name}, first {len(x)}",
+        "split": set_name,
         "num_examples": len(x),
         "effort": {
             "num_samples": effort.num_samples,
@@ -132,7 +147,7 @@ def _figure(folder: Path, name: str, reader: Reader, **rows: Tensor) -> None:
 
 @torch.no_grad()
 def sample(job: SampleJob) -> dict[str, Any]:
-    """Draws from a model → OUT.npy (number, num_visible), and OUT.png where a sample is square."""
+    """Draws from a model → OUT.npy (number, num_visible), and OUT.png where samples are pictures."""
     model = registry.load(Path(job.model)).eval()
     density = _density(model)
     sampler = density if isinstance(density, Samples) else model
@@ -145,27 +160,29 @@ def sample(job: SampleJob) -> dict[str, Any]:
     np.save(buffer, drawn, allow_pickle=False)
     durable.write_bytes(out, buffer.getvalue())
     written = [str(out)]
-    side = round(drawn.shape[1] ** 0.5)
-    if side * side == drawn.shape[1]:
+    shape = durable.read_json(Path(job.model) / "model.json").get("shape", [])
+    if len(shape) > 1 and math.prod(shape) == drawn.shape[1]:
         picture = out.with_suffix(".png")
-        _write_grid(picture, drawn.reshape(-1, side, side))
+        images = drawn.reshape(-1, *shape)
+        _write_grid(picture, np.moveaxis(images, 1, -1) if len(shape) == 3 else images[..., None])
         written.append(str(picture))
     return {"written": written, "number": len(drawn), "width": drawn.shape[1]}
 
 
 def _write_grid(path: Path, images: np.ndarray) -> None:
+    """images: (n, height, width, channels), 1 or 3 of them."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
-    height, width = images.shape[1:]
-    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1), np.uint8)
+    height, width, channels = images.shape[1:]
+    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
     for number, image in enumerate(images):
         top, left = number // columns * (height + 1), number % columns * (width + 1)
         grid[top : top + height, left : left + width] = (255 * image.clip(0, 1)).round()
     scale = max(1, 600 // max(grid.shape))
     buffer = io.BytesIO()
-    Image.fromarray(grid).resize((grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST).save(
-        buffer, "PNG"
-    )
+    Image.fromarray(grid if channels == 3 else grid[..., 0]).resize(
+        (grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST
+    ).save(buffer, "PNG")
     durable.write_bytes(path, buffer.getvalue())
 
 

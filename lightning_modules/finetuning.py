@@ -27,6 +27,7 @@ from data.loading import ShardData
 from data.shards import Reader
 from data.splits import partition, reveal
 from lightning_modules.classifier import Classifier
+from lightning_modules.learning import trained_on
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 from lightning_modules.training import fit
@@ -112,7 +113,7 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str
     )
     fit(classifier, data, train, stage=f"{job.stage} ({run.name})", seed=run.seed)
     error = 100 * _test_error(classifier, reader, parts["test"], labels)
-    about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **inputs.identity()}
+    about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **trained_on(inputs)}
     digest = registry.save(classifier, folder / "model", about)
     durable.write_json(
         folder / "revealed.json",
@@ -141,7 +142,7 @@ def _test_error(classifier: Classifier, reader: Reader, samples: np.ndarray, lab
         some = samples[start : start + EXAMPLES_AT_A_TIME]
         found = classifier.logits(torch.from_numpy(reader.values(some))).argmax(dim=1).numpy()
         wrong += int((found != labels[some]).sum())
-    return wrong / max(1, len(samples))
+    return wrong / len(samples)
 
 
 def _keys(reader: Reader, samples: np.ndarray) -> list[str]:

@@ -1,6 +1,6 @@
 """The two axes every model is placed on, and what an answer about likelihood must say.
 
-Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
+Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `SamplesHidden`, `Samples`, `HasLogProb`, `RankState`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
@@ -48,7 +48,7 @@ class LogLikelihood:
 
 
 class Fitted(nn.Module, ABC):
-    """What all four ways of fitting share. Not to be inherited directly."""
+    """What all three ways of fitting share. Not to be inherited directly."""
 
     revision: ClassVar[int] = 1  # raised with any change of the model's numbers; part of the stage key
     num_visible: int
@@ -91,16 +91,6 @@ class PhasedModel(Fitted):
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]: ...
-
-
-class StreamingModel(Fitted):
-    """Fitted by passes over the data: statistics, PCA, k-means, EM."""
-
-    @abstractmethod
-    def update(self, batch: Batch) -> None: ...
-
-    @abstractmethod
-    def finish(self) -> None: ...
 
 
 class ComposedModel(Fitted):

@@ -8,10 +8,10 @@ from typing import Any
 
 import lightning_modules as registry
 from conf.journal import read as read_journal
-from conf.protocol import TrainJob
+from conf.protocol import Inputs, TrainJob
 from data.loading import ShardData
-from data.shards import Reader
-from data.splits import partition
+from data.shards import Manifest, Reader
+from data.splits import partition, some
 from lightning_modules.interfaces import ComposedModel, Fitted, Layer
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
@@ -41,7 +41,7 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
     digest = ""
     if save:
-        about = {"stage": job.stage, "recipe_seed": job.seed, **job.inputs.identity()}
+        about = {"stage": job.stage, "recipe_seed": job.seed, **trained_on(job.inputs)}
         digest = registry.save(final, folder / "model", about)["digest"]
     parameters = sum(p.numel() for p in final.parameters())
     return {
@@ -53,6 +53,11 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
         "details": {"parameters": parameters},
         "placement": {"exact": exact},
     }
+
+
+def trained_on(inputs: Inputs) -> dict[str, Any]:
+    """What a model directory remembers of its data: which samples, how they were split, their shape as a picture."""
+    return inputs.identity() | {"shape": list(Manifest.load(Path(inputs.shards)).shape)}
 
 
 def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Training:
@@ -68,7 +73,7 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         loader_workers=train.loader_workers,
         remembered=Path(inputs.remembered) if inputs.remembered else None,
     )
-    held_out = parts["validation"]
+    held_out = some(parts["validation"], VALIDATION_EXAMPLES, "validation")
     return fit(
         model,  # type: ignore[arg-type]
         data,
@@ -78,6 +83,6 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         folder=Path(job.folder),
         below=below,
         hand_up=job.hand_up,
-        validation=data.examples(held_out, VALIDATION_EXAMPLES) if len(held_out) else None,
+        validation=data.examples(held_out) if len(held_out) else None,
         progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
     )

@@ -34,6 +34,8 @@ def plan(job: PlanJob) -> Plan:
             )
         if description.sizes["train"] == 0:
             raise InputError(f"stage {name}: there are no training samples (sets: {description.sizes})")
+        if below is not None:
+            _check_reads(name, stage, description, below)
         if stage.finetune is not None:
             assert below is not None
             stages.append(_plan_finetune(recipe, name, description, below))
@@ -101,8 +103,11 @@ def _plan_finetune(recipe: Recipe, name: str, description: Description, below: S
         raise InputError(
             f"stage {name}: fine-tuning needs labels of two classes or more, found {description.num_classes}"
         )
-    if description.sizes["test"] == 0:
-        raise InputError(f"stage {name}: there is no test set to measure errors on; set data.split.test")
+    if description.labeled_test == 0:
+        raise InputError(
+            f"stage {name}: none of the {description.sizes['test']} test samples has a label to measure errors by; "
+            f"set data.split.test, or give the source's test set labels"
+        )
     for number in finetune.labels:
         if number != "all" and number > description.labeled:
             raise InputError(
@@ -142,6 +147,21 @@ def _signature(name: str, kind: str) -> list[str]:
     return list(inspect.signature(registry.MODELS[kind]).parameters)
 
 
+def _check_reads(name: str, stage: Stage, description: Description, below: Stack) -> None:
+    """A stage on another reads its data through the whole stack: another data set must fit the stack's lowest layer."""
+    width = _product(description.shape)
+    if width != below.num_visible:
+        raise InputError(
+            f"stage {name}: a sample of its data has {width} values, "
+            f"but the stack of {stage.on} takes {below.num_visible}"
+        )
+    if not _within(_range(description), below.visible_range):
+        raise InputError(
+            f"stage {name}: the stack of {stage.on} takes values in {_text(below.visible_range)}, "
+            f"but the data lie in {_text(_range(description))}"
+        )
+
+
 def _check_stands_on(name: str, stage: Stage, kind: str, model: Fitted, below: Stack) -> None:
     if not isinstance(model, Layer):
         raise InputError(
@@ -159,7 +179,8 @@ def _check_range(
     if not _within(found, model.visible_range):
         raise InputError(
             f"stage {name}: this {kind} needs values in {_text(model.visible_range)}, "
-            f"but {source} lie in {_text(found)}"
+            f"but {source} lie in {_text(found)}; scale them, or choose Gaussian units "
+            f"(visible: gaussian, likelihood: gaussian or loss: squared_error)"
         )
 
 

@@ -30,11 +30,13 @@ from conf import Train
 from conf.errors import Diverged, Interrupted
 from conf.journal import Journal
 from data.loading import ShardData, Step, piece
+from data.splits import some
 from lightning_modules.checkpoint import Checkpoints, Saved
 from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
+LARGEST = 1e6  # a weight no sound model comes near; past it a training has diverged, finite or not
 Progress = Callable[[int, int, float], None]  # step, of, loss
 
 
@@ -344,7 +346,7 @@ def fit(
     )
     if saved is None and hasattr(model, "start_from_data_mean"):
         seed_torch(seed, "data mean")
-        mean = module.from_data(data.examples(data.samples, 10_000)).mean(dim=0)
+        mean = module.from_data(data.examples(some(data.samples, 10_000, "data mean"))).mean(dim=0)
         model.start_from_data_mean(mean)  # type: ignore[operator]
     data.start_step = module.next_step
     before = _note_signals(module)
@@ -361,9 +363,9 @@ def fit(
     if module.next_step < data.total_steps:
         raise Interrupted(module.signal or signal.SIGTERM)
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not parameter.abs().max() < LARGEST:  # also false for NaN
             raise Diverged(
-                f"stage {stage}: {name} is not finite after step {data.total_steps} of {data.total_steps}; "
+                f"stage {stage}: {name} is not finite or beyond {LARGEST:g} after the last step, {data.total_steps}; "
                 f"lower train.learning_rate (now {train.learning_rate:g})"
             )
     model.eval()

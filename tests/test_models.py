@@ -29,7 +29,6 @@ from lightning_modules.interfaces import (
     RankState,
     Samples,
     SamplesHidden,
-    StreamingModel,
 )
 
 KINDS = sorted(models.MODELS)
@@ -85,7 +84,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def test_is_fitted_in_exactly_one_way(kind: str) -> None:
-    ways = (Model, PhasedModel, StreamingModel, ComposedModel)
+    ways = (Model, PhasedModel, ComposedModel)
     assert sum(issubclass(models.MODELS[kind], way) for way in ways) == 1
 
 
