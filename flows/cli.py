@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -144,9 +145,9 @@ def _close(run: Any, out: Path) -> None:
 
     line = run.reporter.line
     line(f"report      {run.folder / 'report.html'}")
+    line(f"both UIs    strata ui --out {shlex.quote(str(out))}")
     if url := tracking.url(run.out, run.name):
         line(f"MLflow run  {url}")
-    line(f"both UIs    strata ui --out {out}")
 
 
 def _check(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -306,6 +307,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(stop, f"stopped by {stop}; run the same command again to go on", 128 + stop.number, False)
     except KeyboardInterrupt as stop:
         return _fail(stop, "stopped by SIGINT; run the same command again to go on", 130, False)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         message = f"{show(error.filename or 'output')}: {error.strerror or error}"
         return _fail(error, message, OutputError.status, "--debug" in argv)

@@ -101,8 +101,8 @@ def through_prefect(active: RecipeRun) -> None:
             run(active.recipe, str(active.out))
     except StrataError:
         raise
-    except Exception as error:
-        active.reporter.line(f"Prefect stopped answering ({type(error).__name__}); going on without it")
+    except Exception as error:  # Prefect's or ours: ours comes again, and is reported as what it is, without Prefect
+        active.reporter.line(f"Prefect's flow ended early ({type(error).__name__}); going on without Prefect")
 
 
 def _bury(name: str) -> None:

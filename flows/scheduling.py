@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,19 @@ from flows import servers
 from flows.engine import prepare
 
 POOL = "strata"
+
+
+def _anywhere(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths: a worker runs it in a folder of its own."""
+    tree = recipe.model_dump(mode="json", exclude_unset=True)
+    for origin in [tree.get("data"), *tree.get("datasets", {}).values()]:
+        for place, field in (("source", "path"), ("source", "labels")):
+            inside = (origin or {}).get(place) or {}
+            if inside.get(field) and Path(inside[field]).exists():
+                inside[field] = str(Path(inside[field]).absolute())
+        if origin and origin.get("shards"):
+            origin["shards"] = str(Path(origin["shards"]).absolute())
+    return Recipe.model_validate(tree)
 
 
 def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, Any]:
@@ -41,11 +56,13 @@ def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, 
     deployment: Any = run.to_deployment(
         name=name or recipe.name,
         schedule=schedule,
-        parameters={"recipe": recipe.model_dump(mode="json"), "out": str(out)},
+        parameters={"recipe": _anywhere(recipe).model_dump(mode="json"), "out": str(out)},
         work_pool_name=POOL,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     identity = deployment.apply()
-    worker = f"PREFECT_API_URL={api} PREFECT_HOME={out / 'prefect'} prefect worker start --pool {POOL}"
+    prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+    settings = [f"PREFECT_API_URL={api}", f"PREFECT_HOME={out / 'prefect'}"]
+    worker = shlex.join(["env", *settings, *prefect])
     print(f"deployed run/{name or recipe.name}, schedule {cron}\nstart a worker with\n  {worker}")
     return {"deployment": f"run/{name or recipe.name}", "id": str(identity), "worker": worker}

@@ -6,6 +6,7 @@ A live Prefect server is recorded in OUT/server.json and used by later commands 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -59,6 +60,17 @@ def known_server(out: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return api if answers(api, 2.0) else None
+
+
+def record_server(out: Path, pid: int, api: str) -> None:
+    durable.write_json(out / "server.json", {"api": api, "pid": pid})
+
+
+def forget_server(out: Path, pid: int) -> None:
+    """Removes the record if it is of this server: another command may have recorded its own meanwhile."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if durable.read_json(out / "server.json")["pid"] == pid:
+            (out / "server.json").unlink()
 
 
 def free_port(wanted: int = 0) -> int:
@@ -127,10 +139,10 @@ def prefect_for_a_run(out: Path) -> Iterator[tuple[str | None, str | None]]:
     process, api = spawn_prefect(out, free_port())
     try:
         if await_prefect(process, api):
-            durable.write_json(out / "server.json", {"api": api, "pid": process.pid})
+            record_server(out, process.pid, api)
             yield api, None
         else:
             yield None, f"a temporary Prefect server did not start within {START_SECONDS:.0f} s; going on without it"
     finally:
         end(process)
-        (out / "server.json").unlink(missing_ok=True)
+        forget_server(out, process.pid)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conf import lifeline
-from conf.errors import ERRORS, StrataError, show
+from conf.errors import ERRORS, Interrupted, StrataError, show
 from conf.protocol import Job, Plan, PlanJob, Request
 from data import durable
 
@@ -105,7 +105,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the process, time to save its step, then SIGKILL to its whole group."""
     if process.poll() is None:
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt, Interrupted):
             process.wait(PATIENCE_SECONDS)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

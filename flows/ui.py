@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from conf.errors import InputError, Interrupted, StrataError, show
-from data import durable
 from flows import servers, tracking
 from flows.stage import end
 
@@ -28,7 +26,7 @@ def serve(out: Path, prefect_port: int | None, mlflow_port: int | None) -> dict[
             processes.append(process)
             if not servers.await_prefect(process, api):
                 raise StrataError(f"Prefect's server did not start; its log is {out / 'prefect' / 'server.log'}")
-            durable.write_json(out / "server.json", {"api": api, "pid": process.pid})
+            servers.record_server(out, process.pid, api)
         answer["prefect"] = api.removesuffix("/api")
         command, environment, address = tracking.server(out, mlflow_port or servers.free_port(servers.MLFLOW_PORT))
         if command:
@@ -37,12 +35,12 @@ def serve(out: Path, prefect_port: int | None, mlflow_port: int | None) -> dict[
         print(f"Prefect  {answer['prefect']}\nMLflow   {answer['mlflow']}\nCtrl-C ends both", flush=True)
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
-        print(f"error: a server ended by itself; see mlflow.log and prefect/server.log in {out}", file=sys.stderr)
+        raise StrataError(f"a server ended by itself; see mlflow.log and prefect/server.log in {out}")
     except (Interrupted, KeyboardInterrupt) as stop:
         if getattr(stop, "number", signal.SIGINT) != signal.SIGINT:
             raise
     finally:
         for process in processes:
             end(process)
-        (out / "server.json").unlink(missing_ok=True)
+            servers.forget_server(out, process.pid)
     return answer
