@@ -2,7 +2,8 @@
 
 One function a section; a section that has nothing to show is left out, so the page of a failed or half-done run shows
 what there is. Under each section stands how to read it. Every string from outside is escaped; pictures are data URIs,
-curves inline SVG; nothing is loaded from anywhere. What is NOT here: pixels and lines (flows/pictures.py).
+curves inline SVG; nothing is loaded from anywhere. What is NOT here: pixels and lines (flows/pictures.py), numbers and
+verdicts in words (flows/wording.py).
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from conf import journal
 from conf.protocol import Result
 from data import durable
 from flows import pictures
-
-KINDS = {
-    "exact": ("", "exact: every term of the sum was summed"),
-    "lower_bound": ("≥\u00a0", "lower bound: the true value is at least this, up to sampling error"),
-    "upper_bound": ("≤\u00a0", "upper bound: the true value is at most this, up to sampling error"),
-    "estimate": ("≈\u00a0", "estimate: neither bound nor exact"),
-}
-AIS = "annealing finds log Z too small on average, so this number flatters the model"
-_USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+from flows.wording import (
+    duration,
+    errors_in_words,
+    listed,
+    measured,
+    metric,
+    number,
+    promise,
+    public,
+    warning,
+    with_error,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Stage:
     def name(self) -> str:
         """An evaluation bears the name of the stage it measures."""
         return str(self.row["evaluates"] or self.row["name"])
+
+    @property
+    def set(self) -> str:
+        """Which samples an evaluation measured: test, validation or train."""
+        return str((self.result.details if self.result else {}).get("set", "unnamed"))
 
     def figure(self, name: str) -> dict[str, pictures.Array]:
         return pictures.arrays(self.folder / "figures" / f"{name}.npz")
@@ -94,50 +103,12 @@ def page(run: Run) -> str:
     )
 
 
-# --- words and numbers -----------------------------------------------------------------------------------------------
+# --- pieces of HTML --------------------------------------------------------------------------------------------------
 
 
 def text(value: object) -> str:
     """Escaped for HTML, without the user:password@ of an address."""
     return escape(public(str(value)))
-
-
-def public(value: str) -> str:
-    """`https://user:password@host` → `https://host`, wherever it stands in a text."""
-    return _USERINFO.sub("", value)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits, a real minus sign; a dash where there is no number."""
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return str(value)
-    places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-    return f"{value:,.{places}f}".replace("-", "−")
-
-
-def with_error(value: float, std_error: float | None, digits: int = 3) -> str:
-    """`20.4 ± 0.4`: one digit of the error, two where it begins with 1, 2 or 3 (the Particle Data Group's rule)."""
-    if not std_error or not math.isfinite(std_error):
-        return number(value, digits)
-    power = math.floor(math.log10(std_error))
-    places = max(0, -power + (1 if std_error / 10.0**power < 3.55 else 0))
-    return f"{value:,.{places}f}\u00a0±\u00a0{std_error:.{places}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-# --- pieces of HTML --------------------------------------------------------------------------------------------------
 
 
 def section(title: str, body: str, note: str = "") -> str:
@@ -196,31 +167,19 @@ def summary(run: Run) -> str:
         sentences.append(f"{len(done)} of {len(jobs)} stages were finished; what there is stands below.")
     for stage in done:
         if stage.result and (labels := _labels(stage.result)):
-            sentences.append(_gain_in_words(stage.result.metrics, labels[0]))
-    values = [
-        f"{text(stage.name)} {KINDS.get(found['kind'], ('', ''))[0]}{number(found['nats'], 4)} "
-        f"({text(found['kind'].replace('_', ' '))})"
-        for stage, found in _likelihoods(run)
-    ]
-    if values:
-        sentences.append(f"Log-likelihood of a held-out sample in nats: {listed(values)}.")
+            sentences.append(errors_in_words(text(stage.name), stage.result.metrics, labels))
+    for name in dict.fromkeys(stage.set for stage, _ in _likelihoods(run)):
+        values = []
+        for stage, found in _likelihoods(run):
+            sign, kind, _ = promise(found)
+            if stage.set == name:
+                values.append(f"{text(stage.name)} {sign}{number(found['nats'], 4)} ({text(kind)})")
+        of = f"Log-likelihood of a {text(measured([name]))} sample in nats"
+        sentences.append(f"{of}: {listed(values)}.{warning([name], 'the number')}")
     cached = sum(bool(stage.row.get("cached")) for stage in run.stages)
     if cached:
         sentences.append(f"{cached} of {len(run.stages)} stages had been computed before and were reused.")
     return " ".join(sentences)
-
-
-def _gain_in_words(metrics: dict[str, float], labels: str) -> str:
-    ours, twin, gain = f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"
-    sentence = f"With {labels} labels the pretrained classifier errs on {_with_error(metrics, ours)} % of test samples"
-    if twin not in metrics or gain not in metrics:
-        return sentence + "."
-    other, difference = _with_error(metrics, twin), _with_error(metrics, gain)
-    return f"{sentence}, its supervised twin on {other} %: a paired gain of {difference} points."
-
-
-def _with_error(metrics: dict[str, float], name: str) -> str:
-    return with_error(metrics[name], metrics.get(f"{name}/std_error")) if name in metrics else "–"
 
 
 def what_ran(run: Run) -> str:
@@ -305,22 +264,27 @@ def filters(run: Run) -> str:
 
 
 def reconstructions(run: Run) -> str:
-    shown = []
+    shown, sets = [], []
     for stage in run.evaluations:
         content = pictures.figure("reconstructions", stage.figure("reconstructions"))
         if content:
+            sets.append(stage.set)
             picture = image(content, f"originals above reconstructions of {stage.name}")
-            shown.append(card(f"<b>{text(stage.name)}</b>", "the reconstruction under each original", picture))
+            small = f"{text(measured([stage.set]))} samples, the reconstruction under each original"
+            shown.append(card(f"<b>{text(stage.name)}</b>", small, picture))
+    if not shown:
+        return ""
     note = (
-        "Held-out samples, encoded and decoded again. Good: the same sample, a little smoother. A reconstruction that "
+        f"Originals are {text(measured(sets))} samples, encoded and decoded again. Good: the same sample, "
+        "a little smoother. A reconstruction that "
         "shows another class, or the same blur for every sample, means the code has lost what mattered. A sharp "
-        "reconstruction alone is no proof of a good model of the data."
+        "reconstruction alone is no proof of a good model of the data." + warning(sets, "how well they come back")
     )
-    return section("Reconstructions", cards(shown), note) if shown else ""
+    return section("Reconstructions", cards(shown), note)
 
 
 def samples(run: Run) -> str:
-    shown, seen = [], set()
+    shown, seen, sets = [], set(), []
     for stage in run.evaluations:
         drawn = pictures.figure("samples", stage.figure("samples"))
         if not drawn:
@@ -328,14 +292,16 @@ def samples(run: Run) -> str:
         data = pictures.figure("data", stage.figure("data"))
         if data and data not in seen:
             seen.add(data)
-            shown.append(card("<b>real data</b>", "held out, for comparison", image(data, "real data")))
+            sets.append(stage.set)
+            small = f"{text(measured([stage.set]))} samples, for comparison"
+            shown.append(card("<b>real data</b>", small, image(data, "real data")))
         picture = image(drawn, f"samples from {stage.name}")
         shown.append(card(f"<b>{text(stage.name)}</b>", f"samples · {text(stage.row['kind'])}", picture))
     note = (
         "Drawn by each model from nothing, not chosen, on the same scale as the real data beside them. Good: hard to "
         "tell from the real ones, and as varied. Look for repeats (a GAN that has collapsed), for blur (typical of a "
         "VAE, which shows means) and for a class that is missing. Judging by eye is not a measurement: no claim is "
-        "made beyond the numbers in the tables."
+        "made beyond the numbers in the tables." + warning(sets, "the likeness to the real data shown")
     )
     return section("Samples beside real data", cards(shown), note) if shown else ""
 
@@ -348,25 +314,30 @@ def likelihoods(run: Run) -> str:
     columns = [("model", "tight"), ("log-likelihood, nats", "number"), ("what the number is", "wide"),
                ("estimator", ""), ("effective<br>sample size", "number"), ("binari&shy;zation", ""),
                ("split", ""), ("examples", "number")]  # fmt: skip
-    rows = []
+    rows, sets = [], []
     for stage, found in _likelihoods(run):
-        sign, words = KINDS.get(found["kind"], ("", text(found["kind"])))
-        estimator = str(found["estimator"])
-        if re.search(r"\bais\b|anneal", estimator, re.IGNORECASE):
-            words = f"{words}; {AIS}"
+        sign, _, words = promise(found)
+        sets.append(stage.set)
+        beware = warning([stage.set], "the number")
         rows.append(("", [
             f"<b>{text(stage.name)}</b>", sign + with_error(found["nats"], found.get("std_error"), 4),
-            words, text(estimator), number(found.get("effective_sample_size")),
+            f"{text(words)}.<b>{beware}</b>" if beware else text(words),
+            text(found["estimator"]), number(found.get("effective_sample_size")),
             text(found["binarization"]), text(found["split"]), f"{found['num_examples']:,}",
         ]))  # fmt: skip
+    if not rows:
+        return ""
     note = (
-        "Mean log-probability of a held-out sample; higher (closer to zero) is better. Compare two rows only if "
+        f"Mean log-probability of a {text(measured(sets))} sample; higher (closer to zero) is better. "
+        "Compare two rows only if "
         "binarization, split and examples agree, and keep in mind what each number promises: a lower bound can hide a "
         "better model, an estimate by annealing can praise a worse one. ± is the standard error that comes from the "
-        "estimator, not from the choice of test samples. A small effective sample size means that few of the "
+        "estimator, not from the choice of samples; for AIS, twice the plain standard error, because the plain one is "
+        "too small on well-mixing chains; see likelihood.py. A small effective sample size means that few of the "
         "draws carry the estimate: trust it less. A GAN has no likelihood and no row."
+        + warning(sets, "a number measured on them")
     )
-    return section("Likelihoods", table(columns, rows), note) if rows else ""
+    return section("Likelihoods", table(columns, rows), note)
 
 
 def _labels(result: Result) -> list[str]:
@@ -390,7 +361,7 @@ def few_labels(run: Run) -> str:
                     runs.setdefault(model["seed"], {})[bool(model["pretrained"])] = float(model["error"])
             groups[labels] = [(pair[True], pair.get(False)) for pair in runs.values() if True in pair]
             names = [f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"]
-            values = [_with_error(metrics, name) for name in names]
+            values = [metric(metrics, name) for name in names]
             rows.append(("", [text(labels), *values, str(len(runs) or "–")]))
         plot = pictures.paired(groups, "revealed labels", "test error, %")
         if plot:

@@ -21,7 +21,7 @@ from conf import journal
 from conf.errors import show
 from conf.protocol import Result
 from data import durable
-from flows.report import public
+from flows.wording import public
 
 PATIENCE_SECONDS = 5  # for one answer of a server, and for a failing MLflow after the run's end
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -212,3 +212,12 @@ def new_metrics(folder: Path, found: Result) -> list[Metric]:
     named = {f"{name}/mean" if name in known else name: value for name, value in found.metrics.items()
              if known.get(name) != value}  # fmt: skip
     return [(name, value, when, found.steps) for name, value in named.items()]
+
+
+def flat(tree: Row, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A recipe's settings under dotted names, those that are set."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{path}{key}.")
+        elif value is not None:
+            yield f"{path}{key}", value

@@ -13,6 +13,7 @@ costs the follower's patience, never the run's. What is NOT here: logging from t
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -31,7 +32,7 @@ from conf.errors import show
 from conf.protocol import Result
 from data import durable
 from flows import pictures, report
-from flows.report import public, result
+from flows.report import result
 from flows.sent import (
     PATIENCE_SECONDS,
     STATUS,
@@ -41,6 +42,7 @@ from flows.sent import (
     Sent,
     Unreachable,
     closed,
+    flat,
     label,
     location,
     new_metrics,
@@ -51,6 +53,7 @@ from flows.sent import (
     read_run,
 )
 from flows.servers import HOST, MLFLOW_PORT, spawn
+from flows.wording import public
 
 EXPERIMENT = "strata"
 UNREACHABLE = 75  # the follower's exit status (EX_TEMPFAIL): what is missing can be sent later
@@ -99,11 +102,13 @@ def sync(out: Path) -> list[tuple[str, int, bool, str | None]]:
     answers: list[tuple[str, int, bool, str | None]] = []
     away: str | None = None
     for folder in sorted(path.parent for path in out.glob("*/run.json")):
-        sent, error, before = Sent(out, folder.name), away, 0
+        sent, error, before = Sent(out, folder.name), None, 0
         try:
             with sent.locked(wait=False):
                 before = sent.rows
-                if away is None and sent.missing(read_run(folder, check=True), public(location(out))):
+                if sent.missing(read_run(folder, check=True), public(location(out))):
+                    if away:
+                        raise Unreachable(away)
                     update(sent, patience=30, check=True)
         except durable.Locked as holder:
             error = f"{holder} is sending it"
@@ -111,7 +116,7 @@ def sync(out: Path) -> list[tuple[str, int, bool, str | None]]:
             error = str(problem)
         except Unreachable as problem:
             error = away = str(problem)
-        answers.append((folder.name, sent.rows - before, sent.complete, error))
+        answers.append((folder.name, sent.rows - before, sent.complete and not error, error))
     return answers
 
 
@@ -181,7 +186,8 @@ def follow(out: Path, run: str) -> int:
                     sender = update(sent, patience=PATIENCE_SECONDS, sender=sender)
                     if over:
                         continue
-                except Unreachable:
+                except Unreachable as error:
+                    print(f"strata: {error}", file=sys.stderr, flush=True)  # into tracking.log
                     sender, failed = None, time.monotonic()
                     ended = (sent.folder / "run.json").stat().st_mtime
                     if closed(read_run(sent.folder)) and time.time() > ended + PATIENCE_SECONDS:
@@ -199,7 +205,6 @@ def update(sent: Sent, *, patience: int, check: bool = False, sender: Sender | N
             sender = sender or Sender(sent)
             sender.send(read_run(sent.folder, check=check))
     except Unreachable as error:
-        print(f"strata: {error}", file=sys.stderr, flush=True)
         sent.save(error=str(error))
         raise
     sent.save(error=None)
@@ -223,6 +228,8 @@ def _one_line() -> Iterator[None]:
 def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # news of its new tables; alembic's it holds back itself
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -420,7 +427,7 @@ class Sender:
     def _params(self, run_id: Any, tree: Row) -> None:
         """Flattened; MLflow lets no parameter change, so only those it has not are sent."""
         known = self.client.get_run(run_id).data.params
-        values = {_name(name): public(str(value))[:PARAM_LENGTH] for name, value in _flat(tree)}
+        values = {_name(name): public(str(value))[:PARAM_LENGTH] for name, value in flat(tree)}
         entities = [self.entities.Param(name, value) for name, value in values.items() if name not in known]
         for start in range(0, len(entities), MAX_PARAMS):
             self.client.log_batch(run_id, params=entities[start : start + MAX_PARAMS])
@@ -431,17 +438,10 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w\-./: ]", "_", text.replace("@", "_at_"))[:250]
 
 
-def _flat(tree: Row, path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        elif value is not None:
-            yield f"{path}{key}", value
-
-
 def main() -> int:
     """`python -m flows.tracking OUT RUN`: follows a run until it has ended."""
     os.nice(5)  # training comes first
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "INFO")  # tracking.log has room for it
     return follow(Path(sys.argv[1]), sys.argv[2])
 
 

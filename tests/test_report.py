@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from data import durable
-from flows import pictures, report
-from tests.finished_run import RUN, STAGES, build, key, layer1, record, stage
+from flows import pictures, report, wording
+from tests.finished_run import RUN, STAGES, build, key, layer1, likelihood, record, stage
 
 EVIL = "<script>alert(1)</script>"
 
@@ -75,6 +75,8 @@ def test_the_numbers_are_there(finished: str) -> None:
     for expected in (
         "64 → 200", "13,064", "1,294", "1 min 52 s",
         "≈ −21.42 ± 0.11", "flatters the model", "71.3", "≥ −19.870 ± 0.030", "lower bound", "test, first 360",
+        "≈ −20.90 (estimate)", "the true value may lie on either side", "twice the plain standard error",
+        "Log-likelihood of a test sample in nats", "test samples, for comparison", "Originals are test samples",
         "34.03 ± 0.15", "43.08 ± 0.31", "9.05 ± 0.19", "a paired gain of 9.05 ± 0.19 points",
         "stages.layer1.train.epochs=20", "num_hidden: 200", "2.13.0", "5a" * 6, key("vae")[:12],
     ):  # fmt: skip
@@ -140,6 +142,69 @@ def test_data_without_pictures_and_colour_pictures(tmp_path: Path) -> None:
     assert len(Reader(report.write(tmp_path, RUN).read_text()).tags)
 
 
+@pytest.mark.parametrize("name, words", [("train", "TRAINING"), ("validation", "validation"), ("test", "test")])
+def test_the_set_that_was_measured_is_named(tmp_path: Path, name: str, words: str) -> None:
+    images = np.random.default_rng(0).random((4, 8, 8), np.float32)
+    figures = {
+        "samples": {"images": images}, "data": {"images": images},
+        "reconstructions": {"originals": images, "reconstructions": images},
+    }  # fmt: skip
+    entry = likelihood(-21.0, "estimate", "AIS", set=name, split=f"{name}, first 4")
+    stage(tmp_path, "vae-evaluate", "evaluate", "vae", metrics={}, figures=figures,
+          details={"set": name, "likelihoods": [entry]})  # fmt: skip
+    record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "vae"])
+    said = Reader(report.write(tmp_path, RUN).read_text()).words
+    for expected in (f"Log-likelihood of a {words} sample", f"Mean log-probability of a {words} sample",
+                     f"Originals are {words} samples", f"{words} samples, for comparison"):  # fmt: skip
+        assert expected in said, expected
+    assert "held" not in said.lower()
+    # The lead, the table's cell and the notes of three sections.
+    assert said.count("says nothing about new data") == (5 if name == "train" else 0)
+
+
+def test_no_bound_rests_on_annealing() -> None:
+    estimator = "variational bound (100 draws of q), log Z by AIS (100 chains, 1000 temperatures)"
+    for kind in ("estimate", "lower_bound"):  # results from before still call it a bound
+        sign, called, words = wording.promise({"kind": kind, "estimator": estimator})
+        assert (sign, called) == ("≈\u00a0", "estimate")
+        assert "at least this" not in words and "flatters" not in words
+    sign, called, words = wording.promise({"kind": "estimate", "estimator": "AIS (100 chains, 1000 temperatures)"})
+    assert (sign, called) == ("≈\u00a0", "estimate") and "flatters the model" in words
+    for kind, sign in (("lower_bound", "≥\u00a0"), ("exact", "")):
+        found = wording.promise({"kind": kind, "estimator": "variational bound (100 draws of q), log Z by enumeration"})
+        assert found[0] == sign and "flatters" not in found[2]
+
+
+@pytest.mark.parametrize(
+    "gain, std_error, expected",
+    [
+        (-1.5, 0.5, "worse than its twin"),
+        (-0.8, 0.5, "worse than its twin, if within two standard errors"),
+        (-0.4, 0.5, "no clear difference"),
+        (0.0, 0.0, "no clear difference"),
+        (1.0, 0.5, "no clear difference"),
+        (1.1, 0.5, "better than its twin"),
+        (-0.1, None, "worse than its twin, with too few seeds to judge"),
+        (float("nan"), 0.5, "not comparable with its twin"),
+    ],
+)
+def test_verdicts_hide_no_bad_news(gain: float, std_error: float | None, expected: str) -> None:
+    assert wording.verdict(gain, std_error) == expected
+
+
+def test_the_lead_has_a_clause_for_each_number_of_labels() -> None:
+    metrics = {}
+    for labels, ours, twin, error in ((20, 30.0, 39.0, 1.0), (100, 9.3, 7.8, 0.4), ("all", 3.0, 3.1, 0.2)):
+        metrics |= {f"test/error@{labels}": ours, f"test/error@{labels}/supervised": twin,
+                    f"test/gain@{labels}": twin - ours, f"test/gain@{labels}/std_error": error}  # fmt: skip
+    said = wording.errors_in_words("classify", metrics, ["20", "100", "all"]).replace("\u00a0", " ")
+    assert said.count(";") == 2 and "9.0 ± 1.0 points" in said
+    first, second, third = said.split(";")
+    assert "with 20 labels" in first and "better than its twin" in first
+    assert "with 100 labels" in second and "worse than its twin" in second and "−1.5 ± 0.4 points" in second
+    assert "with all labels" in third and "no clear difference" in third
+
+
 def test_it_is_quick(tmp_path: Path) -> None:
     build(tmp_path)
     began = time.process_time()
@@ -158,6 +223,11 @@ def test_it_is_quick(tmp_path: Path) -> None:
         (3.1, None, "3.10"),
         (3.1, 0.0, "3.10"),
         (float("nan"), None, "nan"),
+        (float("inf"), 1.0, "inf"),
+        (999_999.0, None, "999,999"),
+        (-1_234_567.0, None, "−1.23e6"),
+        (3.0e25, None, "3.00e25"),
+        (1_234_567.0, 25_000.0, "(1.235 ± 0.025)e6"),
     ],
 )
 def test_numbers_with_their_errors(value: float, std_error: float | None, expected: str) -> None:

@@ -341,7 +341,7 @@ def wait(ready: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_a_server_that_is_down_is_said_in_one_line_and_gets_everything_later(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -352,11 +352,14 @@ def test_a_server_that_is_down_is_said_in_one_line_and_gets_everything_later(
     ((_, rows, whole, error),) = tracking.sync(out)
     assert (rows, whole) == (0, False) and time.monotonic() - began < 2
     assert error is not None and "cannot be reached" in error and "hunter2" not in error and "\n" not in error
+    assert capfd.readouterr() == ("", "")  # `strata sync` says it, once
     assert tracking.url(out, RUN) is None
     record(out, [row | {"cached": True} for row in LAYER1])  # the next run finds everything done
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     complete(out)
     assert "layer1" in runs(out)  # still ours, not a cached stage
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")  # another one, which has nothing
+    assert [whole for _, _, whole, _ in tracking.sync(out)] == [False]
 
 
 def test_a_server_that_hangs_costs_the_run_seconds(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,8 +435,9 @@ def test_processes_that_open_a_new_database_together(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     program = "import sys; from pathlib import Path; from flows import tracking; tracking.prepare(Path(sys.argv[1]))"
-    processes = [subprocess.Popen([sys.executable, "-c", program, tmp_path]) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", program, tmp_path], stderr=subprocess.PIPE) for _ in "ab"]
+    assert [process.communicate(timeout=120)[1] for process in processes] == [b"", b""]  # MLflow's INFO lines
+    assert [process.returncode for process in processes] == [0, 0]
     schema = "select * from alembic_version"
     assert ask(tmp_path / "mlflow.db", schema) == ask(migrated, schema)
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.lock"}
