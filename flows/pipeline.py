@@ -102,7 +102,7 @@ def through_prefect(active: RecipeRun) -> None:
     except StrataError:
         raise
     except Exception as error:  # Prefect's or ours: ours comes again, and is reported as what it is, without Prefect
-        active.reporter.line(f"Prefect's flow ended early ({type(error).__name__}); going on without Prefect")
+        active.reporter.line(f"Prefect stopped answering ({type(error).__name__}); going on without it")
 
 
 def _bury(name: str) -> None:
