@@ -98,11 +98,14 @@ def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> subp
         )
 
 
-def spawn_prefect(out: Path, port: int) -> tuple[subprocess.Popen[bytes], str]:
+def spawn_prefect(out: Path, port: int, *, pages: bool) -> tuple[subprocess.Popen[bytes], str]:
+    """A Prefect server over OUT's database, with its pages or the API alone → process, API address."""
     api = f"http://{HOST}:{port}/api"
     environment = prefect_environment(out) | {
         "PREFECT_API_URL": api,
         "PREFECT_UI_API_URL": api,
+        "PREFECT_UI_ENABLED": str(pages).lower(),
+        "PREFECT_UI_STATIC_DIRECTORY": str(out.absolute() / "prefect" / "ui"),  # else it writes beside its own code
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
@@ -136,7 +139,7 @@ def prefect_for_a_run(out: Path) -> Iterator[tuple[str | None, str | None]]:
     if recorded:
         yield recorded, None
         return
-    process, api = spawn_prefect(out, free_port())
+    process, api = spawn_prefect(out, free_port(), pages=False)
     try:
         if await_prefect(process, api):
             record_server(out, process.pid, api)

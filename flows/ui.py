@@ -22,7 +22,8 @@ def serve(out: Path, prefect_port: int | None, mlflow_port: int | None) -> dict[
     try:
         api = servers.known_server(out)
         if api is None:
-            process, api = servers.spawn_prefect(out, prefect_port or servers.free_port(servers.PREFECT_PORT))
+            port = prefect_port or servers.free_port(servers.PREFECT_PORT)
+            process, api = servers.spawn_prefect(out, port, pages=True)
             processes.append(process)
             if not servers.await_prefect(process, api):
                 raise StrataError(f"Prefect's server did not start; its log is {out / 'prefect' / 'server.log'}")
