@@ -62,7 +62,8 @@ def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, 
     )
     identity = deployment.apply()
     prefect = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
-    settings = [f"PREFECT_API_URL={api}", f"PREFECT_HOME={out / 'prefect'}"]
+    quiet = ["DO_NOT_TRACK=true", "PREFECT_SERVER_ANALYTICS_ENABLED=false"]
+    settings = [*quiet, f"PREFECT_API_URL={api}", f"PREFECT_HOME={out / 'prefect'}"]
     worker = shlex.join(["env", *settings, *prefect])
     print(f"deployed run/{name or recipe.name}, schedule {cron}\nstart a worker with\n  {worker}")
     return {"deployment": f"run/{name or recipe.name}", "id": str(identity), "worker": worker}

@@ -132,11 +132,11 @@ class Training(pl.LightningModule):
             self._validate(done)
         if done % self.log_steps == 0 or last:
             self._log(done)
-        if self.trainer.world_size > 1:  # all ranks stop after the same step
-            self.signal = int(
-                self.trainer.strategy.reduce(torch.tensor(self.signal, device=self.device), reduce_op="max")
-            )
-        if self.signal:
+        asked = self.signal
+        if self.trainer.world_size > 1:  # all ranks stop after the same step; a signal may come while they agree
+            asked = int(self.trainer.strategy.reduce(torch.tensor(asked, device=self.device), reduce_op="max"))
+        if asked:
+            self.signal = asked
             self.trainer.should_stop = True
         if (done % self.train_settings.checkpoint_steps == 0 and not last) or self.trainer.should_stop:
             self._checkpoint(done)
@@ -157,7 +157,7 @@ class Training(pl.LightningModule):
             return self.below.hand_up(x, sample=self.hand_up == "sample")
 
     def _optimizers(self) -> Sequence[Any]:
-        optimizers = self.optimizers()
+        optimizers = self.optimizers(use_pl_optimizer=False)  # 0.3 ms a step less; no precision here scales losses
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     @contextmanager

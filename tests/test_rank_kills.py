@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load
 
 from conf.protocol import Inputs
+from data import durable
 from tests.conftest import until
 from tests.stage_kills import Stages, inputs, on_ranks, outcome, placed, stages, train_job
 
@@ -88,15 +89,20 @@ def test_chains_are_saved_under_their_global_index(template: Stages, read: Input
     assert outcome(tmp_path)["result"]["placement"]["exact"] is False
 
 
-def test_sigterm_to_one_rank_stops_both_after_the_same_step(template: Stages, read: Inputs, tmp_path: Path) -> None:
-    settings = {"epochs": 30, "checkpoint_steps": 100}
+@pytest.mark.parametrize("told", [[1], [0, 1]], ids=["one", "both"])
+def test_sigterm_stops_both_ranks_after_the_same_step(
+    template: Stages, read: Inputs, tmp_path: Path, told: list[int]
+) -> None:
+    settings = {"epochs": 40, "checkpoint_steps": 100}
     job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0]
     processes = template.start(on_ranks(placed(job, tmp_path / "stopped"), 2), ranks=2)
     checkpoint = tmp_path / "stopped" / "checkpoint"
     until((checkpoint / "100.json").exists, 30)
-    os.kill(processes[1], signal.SIGTERM)
+    for rank in told:
+        os.kill(processes[rank], signal.SIGTERM)
     assert template.wait() == [143, 143], template.log
+    assert durable.read_json(checkpoint / "position.json")["step"] < 300, "it went on"
     assert len(list(checkpoint.glob("*.rank0.pt"))) == len(list(checkpoint.glob("*.rank1.pt"))) == 2
     assert template.do_on_ranks(placed(job, tmp_path / "stopped"), 2) == [0, 0]
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
