@@ -157,7 +157,7 @@ class Training(pl.LightningModule):
             return self.below.hand_up(x, sample=self.hand_up == "sample")
 
     def _optimizers(self) -> Sequence[Any]:
-        optimizers = self.optimizers(use_pl_optimizer=False)  # 0.3 ms a step less; no precision here scales losses
+        optimizers = self.optimizers(use_pl_optimizer=False)  # wrapping one costs time and serves loss scaling only
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     @contextmanager
