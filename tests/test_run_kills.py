@@ -196,7 +196,7 @@ def test_a_killed_stage_is_one_line_and_the_same_command_goes_on(
     until(reached(out, "layer1", f"checkpoint/{step + 5}.json"), 60)
     assert journal.read_bytes().startswith(kept)
     again.send_signal(signal.SIGINT)
-    said = again.communicate(timeout=60)[1]
+    said = again.communicate(timeout=15)[1]
     assert again.returncode == 130 and said.startswith("error: stopped by SIGINT")
     strata.await_quiet(2)
 
@@ -209,7 +209,7 @@ def test_sigterm_ends_prefect_and_all_within_seconds(
     until(reached(out, "layer1", "checkpoint/120.json"), 120, lambda: str(process.poll()))
     assert any("prefect server" in command for command in strata.alive().values())
     process.terminate()
-    written, said = process.communicate(timeout=60)
+    written, said = process.communicate(timeout=12)
     assert process.returncode == 143
     assert said == "error: stopped by SIGTERM; run the same command again to go on\n"
     strata.await_quiet(2)
