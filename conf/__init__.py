@@ -45,10 +45,10 @@ class IdxSource(Strict):
 
 
 class ArraysSource(Strict):
-    """A .npy file (samples first), or an .npz with the arrays of one or more sets.
+    """A .npy file (samples first), or an .npz or MATLAB .mat (up to v7) with the arrays of one or more sets.
 
-    In an .npz the usual names are found by themselves (x, data, x_train, train_data …; y, labels, y_train …; x_test …);
-    other names are given here. `labels` may also be the path of a second .npy.
+    In an .npz or .mat the usual names are found by themselves (x, data, x_train, train_data …; y, labels, y_train …;
+    x_test …); other names are given here. `labels` may also be the path of a second .npy.
     """
 
     kind: Literal["arrays"]
@@ -58,21 +58,107 @@ class ArraysSource(Strict):
     test_data: str | None = None
     test_labels: str | None = None
     image_shape: list[Count] | None = Field(None, min_length=2, max_length=3)  # says that vectors are pictures
+    scale: Positive | None = None  # value = stored / scale; default: 255 for uint8 with anything above 1, else 1
+    columns: bool = False  # samples are the array's last dimension, as MATLAB likes it
 
 
-class ImagesSource(Strict):
-    """A folder tree of pictures; a picture's class is the name of its folder, if it has one.
+class Pictures(Strict):
+    """How pictures become arrays: turned as their EXIF says, on white where transparent, resized (bilinear)."""
+
+    size: list[Count] = Field([32, 32], min_length=2, max_length=2)  # height, width in pixels
+    channels: Literal[1, 3] = 1
+
+
+class Words(Strict):
+    """How texts are kept: as they are, or as counts of the most frequent words of the train set."""
+
+    vocabulary: Count | None = None  # number of words; default: the texts themselves, which no model reads yet
+    stop_words: Literal["none", "english"] = "none"  # english: scikit-learn's list is left out of the vocabulary
+
+
+class ImagesSource(Pictures):
+    """A tree of pictures (a folder, a .zip or .tar, here or at an fsspec address); class = the folder's name, if any.
 
     Two top folders named `train` and `test` are the source's own sets.
     """
 
     kind: Literal["images"]
     path: str
-    size: list[Count] = Field([32, 32], min_length=2, max_length=2)  # height, width in pixels; pictures are resized
-    channels: Literal[1, 3] = 1
 
 
-Source = Annotated[DigitsSource | IdxSource | ArraysSource | ImagesSource, Field(discriminator="kind")]
+class TableSource(Pictures, Words):
+    """A CSV (gzipped or not) or Parquet table: its numeric columns, or one column of texts or of picture paths."""
+
+    kind: Literal["table"]
+    path: str
+    columns: list[str] | None = Field(None, min_length=1)  # numeric ones; default: all but `label` and `set`
+    text: str | None = None  # the column of texts
+    image: str | None = None  # the column of picture paths, relative to the table's folder
+    label: str | None = None
+    set: str | None = None  # a column that says train, validation or test
+    scale: Positive = 1.0  # value = stored / scale, of numeric columns
+
+    @model_validator(mode="after")
+    def one_view(self) -> TableSource:
+        if sum(view is not None for view in (self.columns, self.text, self.image)) > 1:
+            raise ValueError("takes one of 'columns', 'text' and 'image'")
+        return self
+
+
+class TextSource(Words):
+    """Texts: a tree of files (a folder, a .zip or .tar.gz; class = folder), or one file with a text a line."""
+
+    kind: Literal["text"]
+    path: str
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+
+
+class CountsSource(Strict):
+    """Word counts: lines of `id:count …`, with a label or a number of ids before them or without (libsvm, UCI, LDA-C).
+
+    A folder holds one file a set, named by it (train…, test…).
+    """
+
+    kind: Literal["counts"]
+    path: str
+    leading: Literal["none", "label", "number"] = "none"  # what stands before a line's first id:count
+    first_id: Literal[0, 1] = 1
+    vocabulary: Count | None = None  # number of ids; default: the largest there is
+
+
+class WebDatasetSource(Pictures, Words):
+    """Other people's WebDataset shards: .tar files in a folder, or one; top folders or name prefixes may be sets."""
+
+    kind: Literal["webdataset"]
+    path: str
+    field: str | None = None  # extension of the member that is the sample; default: the one that is known and no label
+    label: str = "cls"  # extension of the member that is the label, if there is one
+
+
+class AudioSource(Strict):
+    """A tree of .wav files (class = folder) → windows of log-mel frames."""
+
+    kind: Literal["audio"]
+    path: str
+    sample_rate: Count = 16_000  # Hz; recordings at another rate are resampled
+    mels: Count = 40
+    frames: Count = 10  # per sample; windows do not overlap, and a rest at the end of a recording is left out
+    frame_ms: Positive = 25.0
+    hop_ms: Positive = 10.0
+
+
+Source = Annotated[
+    DigitsSource
+    | IdxSource
+    | ArraysSource
+    | ImagesSource
+    | TableSource
+    | TextSource
+    | CountsSource
+    | WebDatasetSource
+    | AudioSource,
+    Field(discriminator="kind"),
+]
 
 
 class Split(Strict):
@@ -83,12 +169,20 @@ class Split(Strict):
 
 
 class Data(Strict):
-    """A raw source to ingest, or the folder of finished shards."""
+    """A raw source to ingest, or a folder of finished shards (or the fsspec address of one)."""
 
     source: Source | None = None
     shards: str | None = None
     split: Split = Split()
     shard_size: Count = 10_000  # samples per shard
+    limit: Count | None = None  # at most so many samples of each set, evenly spread over it
+    duplicates: Literal["keep", "drop"] = "keep"  # drop: of samples with equal content one stays, if possible in test
+    quarantine: Share = 0.0  # damaged shards are left out while they hold at most this share of the samples
+
+    # From here on nothing enters what is learned, or a stage's key.
+    workers: Count | None = None  # processes that ingest; default: all cores
+    cluster: str | None = None  # of Dask, which then ingests: tcp://HOST:PORT of its scheduler, or `local`
+    cache_gib: Positive = 20.0  # room for remote shards on this machine; whole shards make way
 
     @model_validator(mode="after")
     def one_origin(self) -> Data:

@@ -229,7 +229,7 @@ class _Task:
 
     def _chunks(self, shard: Shard) -> Iterator[tuple[list[str], np.ndarray]]:
         """The shard's samples from the source, checked, a few megabytes at a time."""
-        stream = self.source.samples(shard.set_name, shard.row, shard.row + shard.count)
+        stream = self.source.samples(shard.set_name, range(shard.row, shard.row + shard.count))
         size, seen = self._chunk_samples, 0
         while batch := list(itertools.islice(stream, size)):
             for key, value in batch:

@@ -15,7 +15,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def everything(source: RawSource, set_name: str = "train") -> tuple[list[str], np.ndarray, list[int]]:
-    keys, values = zip(*source.samples(set_name), strict=True)
+    keys, values = zip(*source.samples(set_name, range(source.sets[set_name])), strict=True)
     assert list(source.keys(set_name)) == list(keys)
     return list(keys), np.stack(values), source.labels(set_name).tolist()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,9 @@ class Given(RawSource):
     def labels(self, set_name: str) -> np.ndarray:
         return np.array(self.given[set_name], np.int64)
 
-    def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        for row, value in list(enumerate(self.tables[set_name]))[start:stop]:
-            yield self.pattern.format(row), value
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+        for row in rows:
+            yield self.pattern.format(row), self.tables[set_name][row]
 
     def _describe(self) -> Description:
         first = next(iter(self.tables.values()))[0]

@@ -1,8 +1,8 @@
 """Raw inputs → samples, one kind per file.
 
 A source has up to three sets, `train`, `validation` and `test`; one that does not say otherwise is all `train`. A
-sample is an array of one shape and dtype for the whole source; the value a model sees is stored / scale. Labels are
-class numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
+sample is an array of one shape and dtype for the whole source (the value a model sees is stored / scale), or a text of
+any length: (n,) uint8, its UTF-8. Labels are class numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
 (data/splits.py) and writing anything (data/ingest.py).
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,9 @@ class Description:
 
     sets: samples per set; labeled: how many of them have a label; shape of one sample, channels first; dtype as numpy
     names it; value = stored / scale; low, high: bounds of the values (not of the stored numbers); classes: names, a
-    label is a position in them; content: SHA-256 of all that ingest will read, whatever the files are called.
+    label is a position in them; content: SHA-256 of all that ingest will read, whatever the files are called;
+    features: names of the values of a vector (columns, words), if they have any. Texts have the dtype "text", the shape
+    () and as low and high their shortest and longest length in bytes.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class Description:
     high: float
     classes: tuple[str, ...]
     content: str
+    features: tuple[str, ...] = ()
 
     @property
     def num_values(self) -> int:
@@ -50,12 +54,12 @@ class Description:
         return math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape), "classes": list(self.classes)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in ("shape", "classes", "features")}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Description:
         """The inverse of to_json. Errors: TypeError, KeyError for anything else."""
-        return cls(**value | {"shape": tuple(value["shape"]), "classes": tuple(value["classes"])})
+        return cls(**value | {name: tuple(value[name]) for name in ("shape", "classes", "features")})
 
 
 class RawSource(ABC):
@@ -68,6 +72,10 @@ class RawSource(ABC):
     revision: ClassVar[int] = 1  # raised with any change of the numbers a kind gives; part of `content`
     _described: Description | None = None
     _seen = ""  # the fingerprint it was described under
+
+    def __init__(self, source: Any) -> None:
+        """source: the kind's part of a recipe (conf.Source)."""
+        self.source = source
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -85,8 +93,11 @@ class RawSource(ABC):
         """(n,) int64 class numbers of a set, −1 where missing; in the order of `samples`."""
 
     @abstractmethod
-    def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
-        """(source key, stored array) of the samples start … stop − 1 of a set. Errors: InputError, naming the key."""
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+        """(source key, stored array) of these samples of a set, rows ascending. Errors: InputError, naming the key.
+
+        Works without `describe` in a process that was told what to expect (`expect`), so that several can share it.
+        """
 
     @abstractmethod
     def _describe(self) -> Description: ...
@@ -98,6 +109,17 @@ class RawSource(ABC):
             self._described = self._describe()
             self.require_unchanged()
         return self._described
+
+    def expect(self, description: Description, fingerprint: str) -> None:
+        """For another process that reads the same source: what `describe` found, and under which fingerprint."""
+        self._described, self._seen = description, fingerprint
+        self.require_unchanged()
+
+    @property
+    def seen(self) -> str:
+        """The fingerprint the source was described under."""
+        self.describe()
+        return self._seen
 
     @property
     def sets(self) -> dict[str, int]:
@@ -116,21 +138,22 @@ class RawSource(ABC):
 
 def open_source(source: conf.Source) -> RawSource:
     """The source a recipe names. Reads nothing yet."""
-    if source.kind == "digits":
-        from data.sources.digits import Digits
+    module, name = _KINDS[source.kind]
+    kind: type[RawSource] = getattr(import_module(f"data.sources.{module}"), name)
+    return kind(source)
 
-        return Digits()
-    if source.kind == "idx":
-        from data.sources.idx import Idx
 
-        return Idx(Path(source.path))
-    if source.kind == "arrays":
-        from data.sources.arrays import Arrays
-
-        return Arrays(source)
-    from data.sources.images import Images
-
-    return Images(Path(source.path), size=(source.size[0], source.size[1]), channels=source.channels)
+_KINDS = {  # imported only when asked for: a kind may need a large library
+    "digits": ("digits", "Digits"),
+    "idx": ("idx", "Idx"),
+    "arrays": ("arrays", "Arrays"),
+    "images": ("images", "Images"),
+    "table": ("tables", "Table"),
+    "text": ("texts", "Texts"),
+    "counts": ("counts", "Counts"),
+    "webdataset": ("foreign", "Foreign"),
+    "audio": ("audio", "Audio"),
+}
 
 
 def number_range(sets: dict[str, int], set_name: str) -> range:

@@ -35,6 +35,7 @@ class Arrays(WholeSource):
     """The arrays a recipe names, or those with the usual names."""
 
     def __init__(self, source: conf.ArraysSource) -> None:
+        super().__init__(source)
         self.path = Path(source.path)
         self.image_shape = tuple(source.image_shape) if source.image_shape else None
         self._named = {

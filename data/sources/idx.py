@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+import conf
 from conf.errors import InputError, show
 from data.sources import fingerprint_files, unreadable
 from data.sources.whole import Table, WholeSource
@@ -34,8 +35,9 @@ READ_BYTES = 1 << 20
 class Idx(WholeSource):
     """The images of each set, with its labels if there are any."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, source: conf.IdxSource) -> None:
+        super().__init__(source)
+        self.folder = Path(source.path)
 
     def fingerprint(self) -> str:
         return fingerprint_files(self.folder, list(self._files().values()))

@@ -13,13 +13,14 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+import conf
 from conf.errors import InputError, show
 from data import durable
 from data.sources import SETS, Description, RawSource, fingerprint_files, unreadable
@@ -45,8 +46,9 @@ class Picture:
 class Images(RawSource):
     """Samples (height, width) for one channel, (3, height, width) for three, uint8."""
 
-    def __init__(self, root: Path, *, size: tuple[int, int], channels: int) -> None:
-        self.root, self.size, self.channels = root, size, channels
+    def __init__(self, source: conf.ImagesSource) -> None:
+        super().__init__(source)
+        self.root, self.size, self.channels = Path(source.path), (source.size[0], source.size[1]), source.channels
         self._pictures: dict[str, list[Picture]] = {}
         self._labels: dict[str, np.ndarray] = {}
         self._digests: dict[str, str] = {}
@@ -67,9 +69,9 @@ class Images(RawSource):
         self.describe()
         return self._labels[set_name]
 
-    def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
         self.describe()
-        for picture in self._pictures[set_name][start:stop]:
+        for picture in (self._pictures[set_name][row] for row in rows):
             content = self._read(picture)
             if durable.digest_bytes(content) != self._digests[picture.key]:
                 raise InputError(f"{self._where(picture)}: changed while the folder was read; run again")

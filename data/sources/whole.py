@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -59,11 +59,15 @@ class WholeSource(RawSource):
     def labels(self, set_name: str) -> np.ndarray:
         return self._labels[0][set_name]
 
-    def samples(self, set_name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
         data = self._tables[set_name].data
-        for first, chunk in _chunks(data, start, len(data) if stop is None else stop):
-            for row in range(len(chunk)):
-                yield str(first + row), chunk[row]
+        if isinstance(rows, range) and rows.step == 1:
+            for first, chunk in _chunks(data, rows.start, rows.stop):
+                for row in range(len(chunk)):
+                    yield str(first + row), chunk[row]
+        else:
+            for row in rows:
+                yield str(row), np.asarray(data[row], dtype=data.dtype.newbyteorder("<"))
 
     def _describe(self) -> Description:
         first = next(iter(self._tables.values()))
