@@ -162,10 +162,11 @@ Source = Annotated[
 
 
 class Split(Strict):
-    """Shares taken by the hash of a sample's key; `test` applies only where the source has no test set of its own."""
+    """Which samples are for what. Shares are taken by the hash of a sample's key; `test` applies only where the source has no test set of its own."""
 
     test: Share = 0.2
     validation: Share = 0.1
+    duplicates: Literal["keep", "drop"] = "keep"  # drop: of samples with equal content one stays, if possible in test
 
 
 class Data(Strict):
@@ -176,7 +177,6 @@ class Data(Strict):
     split: Split = Split()
     shard_size: Count = 10_000  # samples per shard
     limit: Count | None = None  # at most so many samples of each set, evenly spread over it
-    duplicates: Literal["keep", "drop"] = "keep"  # drop: of samples with equal content one stays, if possible in test
     quarantine: Share = 0.0  # damaged shards are left out while they hold at most this share of the samples
 
     # From here on nothing enters what is learned, or a stage's key.

@@ -1,10 +1,12 @@
 """The manifest: what a folder of shards holds, with the SHA-256 of every file; written last, so that it means "whole".
 
-    train-00000.tar             samples, one .npy member each, named by their global number
-    train-00000.index.npy       offset, length, CRC-32 and content digest of each (data/tar.py)
+    train-00000.tar             samples, one .npy or .txt member each, named by their global number (data/tar.py)
+    train-00000.index.npy       offset, length, CRC-32 and content digest of each
     train-00000.keys.jsonl      their source keys, one JSON string a line; absent where keys are row numbers
     train-labels.npy            int64 class number of every sample of the set, −1 where missing
-    train-mean.npy              float64 mean of every value over the set
+    train-mean.npy              float64 mean of every value over the set; texts have none
+    features.json               names of the values of vectors (columns, words), where they have any
+    duplicates.npy              int64 pairs: a sample's number, that of the first one of the same content; absent: none
     ingest.json                 what is being written (source's description, shard size); written first
     manifest.json               all of the above by size and SHA-256, counts, schema, statistics; its own digest
 
@@ -27,11 +29,13 @@ import numpy as np
 from conf.errors import Damaged, InputError, show
 from data import durable
 from data.sources import SETS, number_range
-from data.tar import INDEX, Layout, from_npy
+from data.tar import INDEX, TEXT, Layout, from_npy, layout_of
 
-FORMAT = 1  # of everything in the folder; raised when an older strata could misread it
+FORMAT = 2  # of everything in the folder; raised when an older strata could misread it
 NAME = "manifest.json"
 PLAN = "ingest.json"
+FEATURES = "features.json"
+DUPLICATES = "duplicates.npy"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 REPAIR = "run ingest into this folder again from the same source to rewrite it, or restore it from a copy"
 
@@ -65,7 +69,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class SetSummary:
-    """A set's size and streaming statistics; mean and std over all its values (not stored numbers), std is biased."""
+    """A set's size and streaming statistics; mean and std over all its values (not stored numbers), std is biased.
+
+    Of texts, the values are their lengths in bytes.
+    """
 
     samples: int
     labeled: int
@@ -95,6 +102,7 @@ class Manifest:
     classes: tuple[str, ...]
     shard_size: int
     sets: dict[str, SetSummary]
+    num_duplicates: int  # samples whose content an earlier one has
     files: dict[str, tuple[int, str]] = field(repr=False)
 
     # --- what it says ---
@@ -106,7 +114,7 @@ class Manifest:
     @property
     def num_values(self) -> int:
         """Values per sample: the number of visible units of a model that reads it flat."""
-        return math.prod(self.shape)
+        return 0 if self.holds_texts else math.prod(self.shape)
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -123,7 +131,11 @@ class Manifest:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout(self.shape, np.dtype(self.dtype).newbyteorder("<"))
+        return layout_of(self.shape, self.dtype)
+
+    @property
+    def holds_texts(self) -> bool:
+        return self.dtype == TEXT
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -161,6 +173,16 @@ class Manifest:
     def feature_mean(self, set_name: str) -> np.ndarray:
         """float64 mean of every value over a set, in a sample's shape."""
         return np.frombuffer(from_npy(self.read(f"{set_name}-mean.npy")), "<f8").reshape(self.shape)
+
+    def features(self) -> tuple[str, ...]:
+        """Names of the values of a vector; empty if they have none."""
+        return tuple(json.loads(self.read(FEATURES))) if FEATURES in self.files else ()
+
+    def duplicates(self) -> np.ndarray:
+        """(num_duplicates, 2) int64: a sample's number, and that of the first one with the same content."""
+        if DUPLICATES not in self.files:
+            return np.zeros((0, 2), np.int64)
+        return np.frombuffer(from_npy(self.read(DUPLICATES)), "<i8").reshape(-1, 2).astype(np.int64)
 
     def index(self, shard: Shard) -> np.ndarray:
         """(n,) rows of tar.INDEX."""

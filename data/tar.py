@@ -1,9 +1,10 @@
-"""The bytes of a shard: an ordinary ustar archive of equally long .npy members, and the rows of its index.
+"""The bytes of a shard: an ordinary ustar archive with one member a sample, and the rows of its index.
 
-    shard = n blocks, then 1,024 zero bytes          block = header (512) | .npy header | values | zeros up to × 512
+    shard = blocks, then 1,024 zero bytes          block = header (512) | member | zeros up to × 512
 
-Everything but the values follows from the sample's global number and the schema, so equal samples give equal shards,
-byte for byte, whenever and by whomever they were written. Formats: POSIX.1-1988 ustar; NEP 1 (.npy 1.0).
+A member is a .npy file (arrays of one shape and dtype, so blocks of one length) or a .txt file (UTF-8 of any length).
+Everything follows from the sample's global number, the schema and the sample, so equal samples give equal shards, byte
+for byte, whenever and by whomever they were written. Formats: POSIX.1-1988 ustar; NEP 1 (.npy 1.0).
 What is NOT here: opening files.
 """
 
@@ -12,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 BLOCK = 512  # bytes; tar's unit
 END = 2 * BLOCK  # zero bytes that end an archive
+MAX_MEMBER = 8 << 30  # bytes; what a ustar header can say
+TEXT = "text"  # the dtype of samples that are texts
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u8"), ("crc32", "<u4"), ("digest", "u1", (16,))])
 
 
@@ -41,15 +45,36 @@ def from_npy(content: bytes) -> memoryview:
     return memoryview(content)[10 + int.from_bytes(content[8:10], "little") :]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How samples of one shape and dtype lie in a shard."""
+def layout_of(shape: tuple[int, ...], dtype: str) -> Layout:
+    """How samples of a schema lie in a shard; dtype as in data.sources.Description."""
+    return TextLayout() if dtype == TEXT else ArrayLayout(shape, np.dtype(dtype).newbyteorder("<"))
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
 
-    def __post_init__(self) -> None:
-        if self.length >= 8 << 30:
+class Layout(ABC):
+    """How the samples of a schema lie in a shard."""
+
+    @abstractmethod
+    def encode(self, first: int, samples: Sequence[np.ndarray], place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks (bytes) of the samples numbered first, first + 1, …, and their index rows if they begin at `place`.
+
+        A digest is the first 128 bits of the member's SHA-256, CRC-32 is zlib's, both over the whole member.
+        """
+
+    @abstractmethod
+    def decode(self, shard: np.ndarray, index: np.ndarray) -> Sequence[np.ndarray]:
+        """The samples of consecutive index rows, views into the shard's bytes; the index must be that of `encode`."""
+
+    @abstractmethod
+    def plausible(self, index: np.ndarray, size: int) -> bool:
+        """Whether consecutive members of these offsets and lengths fill a shard of `size` bytes from start to end."""
+
+
+class ArrayLayout(Layout):
+    """Samples of one shape and dtype: member after member at equal distances."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
+        if self.length >= MAX_MEMBER:
             raise ValueError(f"a sample of {self.length} bytes does not fit a ustar member (8 GiB)")
 
     @cached_property
@@ -74,44 +99,84 @@ class Layout:
     def shard_size(self, num_samples: int) -> int:
         return num_samples * self.stride + END
 
+    def encode(self, first: int, samples: Sequence[np.ndarray], place: int) -> tuple[np.ndarray, np.ndarray]:
+        count = len(samples)
+        blocks = np.tile(self._empty_block, (count, 1))
+        blocks[:, :BLOCK] = _headers(first, "npy", np.full(count, self.length))
+        raw = np.ascontiguousarray(samples, self.dtype).reshape(count, -1).view(np.uint8)
+        blocks[:, self.values_offset : self.values_offset + raw.shape[1]] = raw
+        flat = blocks.reshape(-1)
+        return flat, _rows(flat, BLOCK + self.stride * np.arange(count), np.full(count, self.length), place)
+
+    def decode(self, shard: np.ndarray, index: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        start = int(index["offset"][0]) + len(self.header) if len(index) else 0
+        inner = np.empty(self.shape, self.dtype).strides
+        return np.ndarray((len(index), *self.shape), self.dtype, shard, start, (self.stride, *inner))
+
+    def plausible(self, index: np.ndarray, size: int) -> bool:
+        offsets = np.arange(len(index), dtype=np.uint64) * self.stride + BLOCK
+        rows_fit = np.array_equal(index["offset"], offsets) and bool((index["length"] == self.length).all())
+        return rows_fit and size == self.shard_size(len(index))
+
     @cached_property
     def _empty_block(self) -> np.ndarray:
         block = np.zeros(self.stride, np.uint8)
-        fields = {100: b"0000644\0", 108: b"0000000\0", 116: b"0000000\0", 124: b"%011o\0" % self.length}
-        fields |= {136: b"00000000000\0", 148: b"        ", 156: b"0", 257: b"ustar\x0000", BLOCK: self.header}
-        for place, field in fields.items():
-            block[place : place + len(field)] = np.frombuffer(field, np.uint8)
+        block[BLOCK : self.values_offset] = np.frombuffer(self.header, np.uint8)
         return block
 
-    def encode(self, first: int, values: np.ndarray) -> np.ndarray:
-        """(n, stride) bytes of the samples numbered first, first + 1, …; values (n, *shape) of this dtype."""
-        count = len(values)
-        blocks = np.tile(self._empty_block, (count, 1))
-        names = np.array([b"%08d.npy" % number for number in range(first, first + count)], "S100")
-        blocks[:, :100] = names.view(np.uint8).reshape(count, 100)
-        sums = blocks[:, :BLOCK].sum(axis=1, dtype=np.int64)
-        checksums = np.array([b"%06o\0 " % value for value in sums], "S8")
-        blocks[:, 148:156] = checksums.view(np.uint8).reshape(count, 8)
-        raw = np.ascontiguousarray(values, self.dtype).reshape(count, -1).view(np.uint8)
-        blocks[:, self.values_offset : self.values_offset + raw.shape[1]] = raw
-        return blocks
 
-    def decode(self, shard: memoryview | np.ndarray, num_samples: int) -> np.ndarray:
-        """(num_samples, *shape) view of the values in a shard's bytes; copies nothing."""
-        inner = np.empty(self.shape, self.dtype).strides
-        return np.ndarray((num_samples, *self.shape), self.dtype, shard, self.values_offset, (self.stride, *inner))
+class TextLayout(Layout):
+    """Texts of any length, one UTF-8 .txt member each."""
 
-    def index(self, blocks: np.ndarray, first_row: int = 0) -> np.ndarray:
-        """INDEX rows of (n, stride) blocks that begin at `first_row` of their shard.
+    def encode(self, first: int, samples: Sequence[np.ndarray], place: int) -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.array([len(sample) for sample in samples], np.int64)
+        offsets = BLOCK + np.concatenate([[0], np.cumsum(_strides(lengths))[:-1]]).astype(np.int64)
+        blocks = np.zeros(int(_strides(lengths).sum()), np.uint8)
+        for offset, header, sample in zip(offsets.tolist(), _headers(first, "txt", lengths), samples, strict=True):
+            blocks[offset - BLOCK : offset] = header
+            blocks[offset : offset + len(sample)] = sample
+        return blocks, _rows(blocks, offsets, lengths, place)
 
-        A digest is the first 128 bits of the member's SHA-256, CRC-32 is zlib's, both over the whole member.
-        """
-        rows = np.zeros(len(blocks), INDEX)
-        rows["offset"] = (first_row + np.arange(len(blocks), dtype=np.uint64)) * self.stride + BLOCK
-        rows["length"] = self.length
-        members = blocks.reshape(-1).data
-        places = range(BLOCK, BLOCK + len(blocks) * self.stride, self.stride)
-        rows["crc32"] = [zlib.crc32(members[place : place + self.length]) for place in places]
-        digests = [hashlib.sha256(members[place : place + self.length]).digest()[:16] for place in places]
-        rows["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
-        return rows
+    def decode(self, shard: np.ndarray, index: np.ndarray) -> Sequence[np.ndarray]:
+        places = zip(index["offset"].tolist(), index["length"].tolist(), strict=True)
+        return [shard[offset : offset + length] for offset, length in places]
+
+    def plausible(self, index: np.ndarray, size: int) -> bool:
+        if index["length"].max(initial=0) >= MAX_MEMBER:
+            return False
+        ends = np.cumsum(_strides(index["length"].astype(np.int64)))
+        starts = np.concatenate([[0], ends[:-1]]) + BLOCK
+        return np.array_equal(index["offset"].astype(np.int64), starts) and size == (ends[-1] if len(ends) else 0) + END
+
+
+def _strides(lengths: np.ndarray) -> np.ndarray:
+    """Bytes of the blocks of members of these lengths."""
+    return BLOCK + -(-lengths // BLOCK) * BLOCK
+
+
+def _headers(first: int, extension: str, lengths: np.ndarray) -> np.ndarray:
+    """(n, 512) ustar headers of members named by number."""
+    count = len(lengths)
+    headers = np.zeros((count, BLOCK), np.uint8)
+    fields = {100: b"0000644\0", 108: b"0000000\0", 116: b"0000000\0", 136: b"00000000000\0", 148: b"        "}
+    for place, field in (fields | {156: b"0", 257: b"ustar\x0000"}).items():
+        headers[:, place : place + len(field)] = np.frombuffer(field, np.uint8)
+    names = np.array([b"%08d.%b" % (number, extension.encode()) for number in range(first, first + count)], "S100")
+    headers[:, :100] = names.view(np.uint8).reshape(count, 100)
+    sizes = np.array([b"%011o" % length for length in lengths.tolist()], "S12")
+    headers[:, 124:136] = sizes.view(np.uint8).reshape(count, 12)
+    checksums = np.array([b"%06o\0 " % value for value in headers.sum(axis=1, dtype=np.int64)], "S8")
+    headers[:, 148:156] = checksums.view(np.uint8).reshape(count, 8)
+    return headers
+
+
+def _rows(blocks: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, place: int) -> np.ndarray:
+    """INDEX rows of the members at these offsets of `blocks`, which begin at `place` of their shard."""
+    rows = np.zeros(len(offsets), INDEX)
+    rows["offset"], rows["length"] = offsets + place, lengths
+    content = blocks.data
+    members = [content[start : start + length] for start, length in zip(offsets, lengths, strict=True)]
+    rows["crc32"] = [zlib.crc32(member) for member in members]
+    digests = b"".join(hashlib.sha256(member).digest()[:16] for member in members)
+    rows["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 16)
+    return rows

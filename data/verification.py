@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import numpy as np
 from conf.errors import Damaged, show
 from data import durable
 from data.manifest import NAME, REPAIR, Manifest, Shard
-from data.tar import BLOCK, Layout
 
 SETTLED = 2.0  # seconds; a file written more recently is hashed again next time, whatever its time stamp says
 
@@ -126,20 +126,16 @@ def _all(shard: Shard) -> tuple[int, ...]:
 
 def _affected(manifest: Manifest, shard: Shard) -> tuple[int, ...]:
     """The samples of a bad shard that differ from their digest in the index; all of them if the index is bad too."""
-    layout: Layout = manifest.layout
     try:
-        expected = manifest.index(shard)
+        index = manifest.index(shard)
     except Damaged:
         return _all(shard)
-    content = np.fromfile(manifest.folder / shard.name, np.uint8)
-    whole = min(len(content) // layout.stride, shard.count)  # blocks that are there to their end
-    tail = len(content) - whole * layout.stride
-    if whole < shard.count and tail >= BLOCK + layout.length:  # only padding of the last one is cut
-        content = np.append(content, np.zeros(layout.stride - tail, np.uint8))
-        whole += 1
-    found = layout.index(content[: whole * layout.stride].reshape(whole, layout.stride))
-    wrong = (found["digest"] != expected["digest"][:whole]).any(axis=1)
-    rows = [*np.flatnonzero(wrong).tolist(), *range(whole, shard.count)]
+    content = np.fromfile(manifest.folder / shard.name, np.uint8).data
+    rows = []
+    for row, (offset, length) in enumerate(zip(index["offset"].tolist(), index["length"].tolist(), strict=True)):
+        member = content[offset : offset + length]
+        if len(member) < length or hashlib.sha256(member).digest()[:16] != index["digest"][row].tobytes():
+            rows.append(row)
     return tuple(shard.first + row for row in rows)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +25,8 @@ from conf import Data, Recipe, Split, Train
 from conf.errors import Damaged, OutputError, StrataError, show
 from conf.protocol import Below, Description, EvaluateJob, FinetuneJob, Inputs, Plan, PlanJob, Result, TrainJob
 from data import durable
-from data.manifest import Manifest
+from data.ingest import Makers, ingest
+from data.manifest import FORMAT, Manifest
 from data.splits import partition
 from flows import stage
 from flows.progress import Reporter
@@ -82,7 +83,7 @@ def _refuse_unwritable(out: Path) -> None:
 
 def _fingerprint(origin: Data) -> str:
     if origin.source is not None:
-        return data.sources.open_source(origin.source).fingerprint()
+        return data.sources.open_source(origin.source, origin.limit).fingerprint()
     return Manifest.load(Path(str(origin.shards))).digest
 
 
@@ -91,9 +92,9 @@ def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
     if origin.source is None:
         manifest = Manifest.load(Path(str(origin.shards)))
         return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split)
-    source = data.sources.open_source(origin.source)
+    source = data.sources.open_source(origin.source, origin.limit)
     described = source.describe()
-    key = {"content": described.content, "shard_size": origin.shard_size}
+    key = {"content": described.content, "shard_size": origin.shard_size, "format": FORMAT}
     return key, _after_split(described, source, origin.split)
 
 
@@ -157,6 +158,7 @@ class RecipeRun:
     text: str = ""
     overrides: list[str] = field(default_factory=list)
     debug: bool = False
+    cluster: Callable[[str], Makers] | None = None  # the way to a Dask cluster, which flows/pipeline.py knows
 
     def __post_init__(self) -> None:
         self.out = self.out.absolute()
@@ -265,24 +267,32 @@ class RecipeRun:
             self.do([step for step in steps if step.status != "finished"])
 
     def _ingest(self, step: Step) -> None:
-        from data.ingest import ingest
-
         origin = self.recipe.origins[step.name]
         assert origin.source is not None
         self._begin(step)
         began = time.monotonic()
         with self.reporter.bar(step.name, "samples") as progress, self._locked(self.out / step.folder, step):
             if not self._find_shards(step):
-                source = data.sources.open_source(origin.source)
                 ingest(
-                    source,
+                    data.sources.open_source(origin.source, origin.limit),
                     self.out / step.folder,
                     shard_size=origin.shard_size,
+                    workers=origin.workers,
+                    makers=self._makers(origin),
                     progress=lambda done, of: progress({"done": done, "of": of}),
                 )
                 self._find_shards(step)
         step.seconds = time.monotonic() - began
         self._finished(step)
+
+    def _makers(self, origin: Data) -> Makers | None:
+        """Who makes the shards: a cluster, if the recipe names one and Prefect is there to reach it; else ourselves."""
+        if origin.cluster is None:
+            return None
+        if self.cluster is None:
+            self.reporter.line(f"without Prefect there is no way to the cluster {show(origin.cluster)}: ingesting here")
+            return None
+        return self.cluster(origin.cluster)
 
     def _run_stage(self, steps: list[Step]) -> None:
         for step in steps:

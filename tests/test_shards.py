@@ -32,7 +32,7 @@ def test_digits_as_shards(whole: Path) -> None:
     assert (manifest.shape, manifest.dtype, manifest.scale, manifest.num_values) == ((8, 8), "uint8", 16.0, 64)
     assert (manifest.low, manifest.high, manifest.image_shape) == (0.0, 1.0, (8, 8))
     assert manifest.content == source.describe().content and manifest.classes == tuple("0123456789")
-    expected = np.stack([value for _, value in source.samples("train")])
+    expected = np.stack([value for _, value in source.samples("train", range(1797))])
     summary = manifest.sets["train"]
     assert (summary.samples, summary.labeled) == (1797, 1797)
     assert summary.mean == pytest.approx(float((expected / 16).mean()), abs=1e-12)
@@ -64,19 +64,37 @@ def test_tarfile_and_webdataset_read_our_shards(whole: Path) -> None:
 @pytest.mark.parametrize("shape", [(1,), (3, 2), (3, 5, 4), (500,)])
 def test_every_layout_is_plain_tar_of_plain_npy(dtype: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 2, (4, *shape)).astype(dtype)
-    layout = tar.Layout(shape, np.dtype(dtype).newbyteorder("<"))
-    blocks = layout.encode(99_999_998, values)  # the names grow to nine digits here
+    layout = tar.ArrayLayout(shape, np.dtype(dtype).newbyteorder("<"))
+    blocks, index = layout.encode(99_999_998, values, 0)  # the names grow to nine digits here
     shard = blocks.tobytes() + bytes(tar.END)
     assert len(shard) == layout.shard_size(4) and layout.values_offset % 64 == 0
+    assert layout.plausible(index, len(shard)) and not layout.plausible(index[:3], len(shard))
     (tmp_path / "a.tar").write_bytes(shard)
-    index = layout.index(blocks)
     with tarfile.open(tmp_path / "a.tar") as archive:
         for row, member in enumerate(archive.getmembers()):
             assert member.name == f"{99_999_998 + row:08d}.npy"
             assert (member.offset_data, member.size) == (index["offset"][row], index["length"][row])
             file = archive.extractfile(member)
             assert file is not None and np.array_equal(np.load(io.BytesIO(file.read())), values[row])
-    assert np.array_equal(layout.decode(memoryview(shard), 4), values)
+    assert np.array_equal(layout.decode(np.frombuffer(shard, np.uint8), index), values)
+    later, rows = layout.encode(100_000_000, values[2:], 2 * layout.stride)
+    assert later.tobytes() == shard[2 * layout.stride : -tar.END] and np.array_equal(rows, index[2:])
+
+
+@pytest.mark.parametrize("texts", [["ä\n\0", "", "x" * 512, "y" * 513, "z"], [""], ["a" * 5000]])
+def test_texts_of_any_length_are_plain_tar_of_plain_txt(texts: list[str], tmp_path: Path) -> None:
+    samples = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+    layout = tar.TextLayout()
+    blocks, index = layout.encode(7, samples, 0)
+    shard = blocks.tobytes() + bytes(tar.END)
+    assert layout.plausible(index, len(shard)) and not layout.plausible(index, len(shard) + 512)
+    (tmp_path / "a.tar").write_bytes(shard)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        for row, member in enumerate(archive.getmembers()):
+            file = archive.extractfile(member)
+            assert member.name == f"{7 + row:08d}.txt" and file is not None and file.read().decode() == texts[row]
+    decoded = layout.decode(np.frombuffer(shard, np.uint8), index)
+    assert [sample.tobytes().decode() for sample in decoded] == texts
 
 
 def test_keys_labels_and_sets_of_their_own(tmp_path: Path) -> None:
@@ -146,7 +164,7 @@ def test_a_source_that_is_still_being_written(tmp_path: Path) -> None:
 
 def test_reading_in_any_order(whole: Path) -> None:
     reader = Reader(whole)
-    expected = np.stack([value for _, value in digits().samples("train")])
+    expected = np.stack([value for _, value in digits().samples("train", range(1797))])
     random = np.random.default_rng(0)
     for size in (0, 1, 2, 100, 3000):
         indices = random.integers(0, 1797, size)

@@ -2,8 +2,8 @@
 
 A source has up to three sets, `train`, `validation` and `test`; one that does not say otherwise is all `train`. A
 sample is an array of one shape and dtype for the whole source (the value a model sees is stored / scale), or a text of
-any length: (n,) uint8, its UTF-8. Labels are class numbers, −1 where missing, and stay apart from the samples from here on. What is NOT here: dividing sets further
-(data/splits.py) and writing anything (data/ingest.py).
+any length: (n,) uint8, its UTF-8. Labels are class numbers, −1 where missing, and stay apart from the samples from here
+on. What is NOT here: dividing sets further (data/splits.py) and writing anything (data/ingest.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 import conf
 from conf.errors import InputError, show
@@ -136,11 +137,69 @@ class RawSource(ABC):
             raise InputError("the source's files changed while they were read; run again once nobody writes them")
 
 
-def open_source(source: conf.Source) -> RawSource:
-    """The source a recipe names. Reads nothing yet."""
+class Limited(RawSource):
+    """At most `limit` samples of each set of another source, evenly spread over it: row i of n is i · total // n."""
+
+    def __init__(self, inner: RawSource, limit: int) -> None:
+        super().__init__(inner.source)
+        self.inner, self.limit = inner, limit
+
+    def fingerprint(self) -> str:
+        return durable.digest_value([self.inner.fingerprint(), self.limit])
+
+    def keys(self, set_name: str) -> Iterator[str]:
+        wanted = iter(self._rows(set_name))
+        row = next(wanted, None)
+        for number, key in enumerate(self.inner.keys(set_name)):
+            if number == row:
+                yield key
+                row = next(wanted, None)
+
+    def labels(self, set_name: str) -> np.ndarray:
+        return self.inner.labels(set_name)[self._rows(set_name)]
+
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+        chosen = self._rows(set_name)
+        return self.inner.samples(set_name, [chosen[row] for row in rows])
+
+    def _rows(self, set_name: str) -> list[int]:
+        total = self.inner.sets[set_name]
+        number = min(self.limit, total)
+        return [row * total // number for row in range(number)]
+
+    def _describe(self) -> Description:
+        whole = self.inner.describe()
+        sets = {name: min(self.limit, number) for name, number in whole.sets.items()}
+        labeled = {name: int((self.labels(name) >= 0).sum()) for name in sets}
+        content = durable.digest_value([whole.content, self.limit])
+        return replace(whole, sets=sets, labeled=labeled, content=content)
+
+
+def open_source(source: conf.Source, limit: int | None = None) -> RawSource:
+    """The source a recipe names, or so many samples of each of its sets. Reads nothing yet."""
     module, name = _KINDS[source.kind]
     kind: type[RawSource] = getattr(import_module(f"data.sources.{module}"), name)
-    return kind(source)
+    return kind(source) if limit is None else Limited(kind(source), limit)
+
+
+def request(source: RawSource) -> dict[str, Any]:
+    """What another process needs to read the same source as this one described it, in JSON types."""
+    limit = source.limit if isinstance(source, Limited) else None
+    whole = source.inner if isinstance(source, Limited) else source
+    return {
+        "source": whole.source.model_dump(mode="json"),
+        "limit": limit,
+        "description": whole.describe().to_json(),
+        "fingerprint": whole.seen,
+    }
+
+
+def reopen(asked: dict[str, Any]) -> RawSource:
+    """The source of a `request`. Errors: InputError if its files have changed since."""
+    settings: Any = TypeAdapter(conf.Source).validate_python(asked["source"])
+    whole = open_source(settings)
+    whole.expect(Description.from_json(asked["description"]), asked["fingerprint"])
+    return whole if asked["limit"] is None else Limited(whole, asked["limit"])
 
 
 _KINDS = {  # imported only when asked for: a kind may need a large library
