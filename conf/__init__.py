@@ -162,7 +162,10 @@ Source = Annotated[
 
 
 class Split(Strict):
-    """Which samples are for what. Shares are taken by the hash of a sample's key; `test` applies only where the source has no test set of its own."""
+    """Which samples are for what: shares taken by the hash of a sample's key.
+
+    `test` applies only where the source has no test set of its own.
+    """
 
     test: Share = 0.2
     validation: Share = 0.1

@@ -1,8 +1,8 @@
 """Shards made side by side: processes of our own that are told shard numbers and answer in lines of JSON.
 
 `python -m data.workers` reads a request (ShardWriter.from_request) and then shard numbers, a line each, from stdin, and
-says `{"done": n}`, `{"answer": …}`, `{"error": {status, message}}` or `{"errno": …}` on stdout. No pickles, no forks of a process that
-holds locks and threads, and no worker outlives the process that started it (conf/lifeline.py).
+says `{"done": n}`, `{"answer": …}`, `{"error": {status, message}}` or `{"errno": …}` on stdout. No pickles, no forks of
+a process that holds locks and threads, and no worker outlives the process that started it (conf/lifeline.py).
 """
 
 from __future__ import annotations

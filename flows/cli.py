@@ -51,13 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     found = command("check", _check, "validate a recipe and print its plan", "check conf/mnist_dbn.yaml")
     recipe(found)
     found = command("ingest", _ingest, "raw data → verified shards", "ingest idx /data/mnist --out shards/mnist")
-    found.add_argument("kind", help="digits, idx, arrays or images")
-    found.add_argument("path", nargs="?", help="file or folder; digits needs none")
+    found.add_argument("kind", help="digits, idx, arrays, images, table, text, counts, webdataset or audio")
+    found.add_argument("path", nargs="?", help="file, folder or fsspec address (s3://…); digits needs none")
     found.add_argument(
         "settings", nargs="*", metavar="key=value", help="the source's other fields, such as size=[28,28]"
     )
     found.add_argument("--out", type=Path, required=True, help="the folder of shards")
     found.add_argument("--shard-size", type=int, default=10_000, help="samples per shard")
+    found.add_argument("--workers", type=int, default=None, help="processes that write shards (default: all cores)")
+    found.add_argument("--limit", type=int, default=None, help="at most so many samples of each set")
+    found.add_argument("--dry-run", action="store_true", help="only say what would be written")
     found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
     found.add_argument("shards", type=Path)
     found = command("evaluate", _evaluate, "measure a model on shards", "evaluate MODEL --shards shards/mnist")
@@ -96,8 +99,9 @@ def _read(arguments: argparse.Namespace) -> Recipe:
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from flows.engine import RecipeRun, prepare
+    from flows.engine import RecipeRun
     from flows.opening import send_the_rest
+    from flows.preparing import prepare
     from flows.progress import Reporter
 
     recipe = _read(arguments)
@@ -151,7 +155,7 @@ def _close(run: Any, out: Path) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> dict[str, Any]:
-    from flows.engine import prepare
+    from flows.preparing import prepare
 
     prepared = prepare(_read(arguments))
     if not arguments.json:
@@ -170,58 +174,15 @@ def _check(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ingest(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pydantic import TypeAdapter, ValidationError
+    from flows.data_commands import ingest
 
-    from conf import Source
-    from conf.reading import explain, override
-    from data.ingest import ingest
-    from data.sources import open_source
-    from flows.progress import Reporter
-
-    path, settings = arguments.path, arguments.settings
-    if path and "=" in path and not Path(path).exists():  # the first of the settings, of a source without a path
-        path, settings = None, [path, *settings]
-    if arguments.shard_size < 1:
-        raise InputError(f"--shard-size {arguments.shard_size}: expected at least 1")
-    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": path} if path else {})
-    for assignment in settings:
-        override(tree, assignment)
-    try:
-        source: Any = TypeAdapter(Source).validate_python(tree)
-    except ValidationError as error:
-        raise InputError(f"ingest: {explain(error, tree, Source)}") from None
-    reporter = Reporter(silent=arguments.json)
-    with reporter.bar("ingest", "samples") as progress:
-        manifest = ingest(
-            open_source(source),
-            arguments.out,
-            shard_size=arguments.shard_size,
-            progress=lambda done, of: progress({"done": done, "of": of}),
-        )
-    sets = {name: found.samples for name, found in manifest.sets.items()}
-    reporter.line(f"{arguments.out}: {sets}, {len(manifest.shards)} shards, samples {manifest.samples_digest[:12]}")
-    return {"out": str(arguments.out), "sets": sets, "samples_digest": manifest.samples_digest}
+    return ingest(arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    from conf.errors import Damaged
-    from data.shards import Manifest, verify
+    from flows.data_commands import verify
 
-    findings = verify(arguments.shards)
-    harmful = [finding for finding in findings if not finding.harmless]
-    if not arguments.json:
-        for finding in findings:
-            print(finding)
-    if harmful:
-        lost = len({number for finding in harmful for number in finding.samples})
-        raise Damaged(
-            f"{show(arguments.shards)}: {len(harmful)} of its files are damaged, {lost} samples affected; "
-            f"ingest the source again into this folder to mend it"
-        )
-    number = Manifest.load(arguments.shards).num_samples
-    if not arguments.json:
-        print(f"{arguments.shards}: {number:,} samples, every byte as written")
-    return {"samples": number, "findings": [str(finding) for finding in findings]}
+    return verify(arguments.shards, silent=arguments.json)
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from conf import Recipe
 from conf.errors import Busy, Interrupted, StrataError, show
 from data import durable
 from flows import report, tracking
-from flows.engine import Prepared, RecipeRun, prepare
+from flows.engine import RecipeRun
+from flows.preparing import Prepared, prepare
 from flows.progress import Reporter
 from flows.report import public
 from flows.sent import Sent, location, read_run

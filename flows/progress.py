@@ -48,14 +48,20 @@ class Reporter:
             with tqdm(desc=f"  {name}", unit=f" {unit}", leave=False, dynamic_ncols=True, file=sys.stdout) as bar:
                 yield lambda said: _move(bar, said)
             return
-        state = {"told": time.monotonic(), "name": name}
+        state: dict[str, Any] = {"told": time.monotonic(), "name": name}
         yield lambda said: self._say(state, said, unit)
 
     def _say(self, state: dict[str, Any], said: dict[str, Any], unit: str) -> None:
-        state["name"] = said.get("stage", state["name"])
+        if "stage" in said:
+            state |= {"name": said["stage"], "first": None}
+        if "done" in said and not state.get("first"):
+            state["first"] = said["done"], time.monotonic()
         if "done" in said and time.monotonic() - state["told"] > QUIET_SECONDS:
             state["told"] = time.monotonic()
-            self.line(f"    {state['name']}: {said['done']:,} of {said['of']:,} {unit}{_loss(said)}")
+            done, began = state["first"]
+            rate = (said["done"] - done) / (time.monotonic() - began)
+            left = f", {rate:,.0f} {unit}/s, {(said['of'] - said['done']) / rate:,.0f} s left" if rate else ""
+            self.line(f"    {state['name']}: {said['done']:,} of {said['of']:,} {unit}{_loss(said)}{left}")
 
 
 def _move(bar: Any, said: dict[str, Any]) -> None:

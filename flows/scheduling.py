@@ -11,7 +11,7 @@ from typing import Any
 from conf import Recipe
 from conf.errors import InputError, show
 from flows import servers
-from flows.engine import prepare
+from flows.preparing import prepare
 
 POOL = "strata"
 

@@ -1,0 +1,117 @@
+"""Everything that is known before a run writes anything: the recipe checked against its data and the models.
+
+The answer is kept in the output folder under (recipe, code, what the sources' fingerprints say), so that the same
+command needs no torch to know its keys.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import data.sources
+from conf import Data, Recipe, Split
+from conf.errors import OutputError, show
+from conf.protocol import Description, Plan, PlanJob
+from data import durable
+from data.manifest import FORMAT, Manifest
+from data.splits import partition
+from flows import stage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that can run: checked against its data and the models, nothing written yet."""
+
+    recipe: Recipe
+    plan: Plan
+    ingests: Mapping[str, Mapping[str, Any]]  # per data set: what identifies its shards
+    descriptions: Mapping[str, Description]
+    digest: str
+    remembered: bool  # the plan was found in the output folder
+
+    @property
+    def run(self) -> str:
+        """The run's name: the same recipe on the same data is the same run."""
+        asked = [self.recipe.model_dump(mode="json"), self.ingests]
+        return f"{self.recipe.name}-{durable.digest_value(asked)[:8]}"
+
+
+def prepare(recipe: Recipe, out: Path | None = None) -> Prepared:
+    """Checks everything that can be wrong before anything is written, or finds the answer given before in `out`.
+
+    Errors: InputError (recipe, raw data); OutputError (out); Damaged (shards a recipe names).
+    """
+    if out is not None:
+        _refuse_unwritable(out.absolute())
+    origins = recipe.origins
+    fingerprints = {name: _fingerprint(origin) for name, origin in origins.items()}
+    digest = durable.digest_value([recipe.model_dump(mode="json"), fingerprints, code_digest()])
+    kept = out / "plans" / f"{digest}.json" if out is not None else Path(os.devnull)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none kept, or not readable: asked anew
+        known = durable.read_json(kept)
+        descriptions = {name: Description.model_validate(value) for name, value in known["descriptions"].items()}
+        return Prepared(recipe, Plan.model_validate(known["plan"]), known["ingests"], descriptions, digest, True)
+    found = {name: _describe(origin) for name, origin in origins.items()}
+    descriptions = {name: description for name, (_, description) in found.items()}
+    plan = stage.ask_plan(PlanJob(recipe=recipe, descriptions=descriptions))
+    return Prepared(recipe, plan, {name: key for name, (key, _) in found.items()}, descriptions, digest, False)
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Fails early where an output folder cannot be; nothing is written to find out."""
+    place = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        found = "a folder we may not write to" if place.is_dir() else "a file"
+        raise OutputError(f"--out {show(out)}: {show(place)} is {found}; choose another place")
+
+
+def _fingerprint(origin: Data) -> str:
+    if origin.source is not None:
+        return data.sources.open_source(origin.source, origin.limit).fingerprint()
+    return Manifest.load(Path(str(origin.shards))).digest
+
+
+def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
+    """What names the shards of a data set, and what `plan` must know of it."""
+    if origin.source is None:
+        manifest = Manifest.load(Path(str(origin.shards)))
+        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split)
+    source = data.sources.open_source(origin.source, origin.limit)
+    described = source.describe()
+    key = {"content": described.content, "shard_size": origin.shard_size, "format": FORMAT}
+    return key, _after_split(described, source, origin.split)
+
+
+def _after_split(found: Any, shards: Manifest | data.sources.RawSource, split: Split) -> Description:
+    """found: the manifest or the source's description."""
+    parts = partition(shards, split)
+
+    def labeled(part: str) -> int:
+        own = part if part in shards.sets else "train"
+        return int((shards.labels(own)[parts[part] - shards.numbers(own).start] >= 0).sum()) if len(parts[part]) else 0
+
+    return Description(
+        shape=list(found.shape),
+        low=found.low,
+        high=found.high,
+        sizes={name: len(numbers) for name, numbers in parts.items()},
+        labeled=labeled("train"),
+        labeled_test=labeled("test"),
+        num_classes=len(found.classes),
+    )
+
+
+@cache
+def code_digest() -> str:
+    """Digest of our own source files: a plan made by other code is made anew."""
+    root = Path(__file__).parent.parent
+    files = sorted(
+        path for name in ("conf", "data", "flows", "lightning_modules") for path in (root / name).rglob("*.py")
+    )
+    return durable.digest_value([[str(path.relative_to(root)), durable.digest_file(path)] for path in files])
