@@ -21,7 +21,8 @@ from flows.stage import run_jobs
 def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) -> dict[str, Any]:
     """Measures a model on the test set of some shards; writes nothing that stays.
 
-    Shards the model was trained on are split as they were then, so that no test sample is one it has seen.
+    The shards are split as those the model was trained on, by the hash of each sample's key, so that no test sample is
+    one it has seen, even where the source has grown since.
     """
     tree: dict[str, Any] = {}
     for assignment in settings:
@@ -32,12 +33,12 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
         raise InputError(f"evaluate: {explain(error, tree, Evaluate)}") from None
     about = _about(model)
     manifest = check(shards)
-    trained_here = about.get("samples") == manifest.samples_digest
+    split = Split.model_validate(about.get("split", {}))
     inputs = Inputs(
         shards=str(manifest.folder.absolute()),
         samples_digest=manifest.samples_digest,
         labels_digest=manifest.labels_digest,
-        split=Split.model_validate(about["split"]) if trained_here else Split(),
+        split=split,
     )
     with tempfile.TemporaryDirectory(prefix="strata-") as folder:
         job = EvaluateJob(
@@ -47,6 +48,8 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
         _do("evaluate", job, Path(folder), silent)
         result = durable.read_json(Path(folder) / "result.json")
     if not silent:
+        if "test" not in manifest.sets:
+            print(f"test set: {split.test:.0%} of the samples by the hash of their keys, as in the model's training")
         for name, value in result["metrics"].items():
             print(f"{name:<24} {value:.4f}")
         for entry in result["details"]["likelihoods"]:
