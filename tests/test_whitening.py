@@ -1,8 +1,7 @@
-"""Standardization, PCA and whitening: exact on planted data, the known numbers on MNIST, and their place in a stack."""
+"""Standardization, PCA and whitening: exact on planted data, the known numbers on MNIST, filters through a stack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,18 @@ from torch import Tensor
 
 import conf
 import lightning_modules as registry
-from conf import Evaluate, Recipe, Split, Train
-from conf.errors import InputError
-from conf.protocol import Description, EvaluateJob, Inputs, Plan, PlanJob
-from conf.reading import parse
+from conf import Split
+from conf.protocol import Inputs
 from data.durable import read_json
-from data.shards import Reader, ingest
 from data.sources import open_source
-from lightning_modules import passes, whitening
+from lightning_modules import whitening
 from lightning_modules.boltzmann import RBM
-from lightning_modules.evaluation import evaluate
 from lightning_modules.interfaces import StreamingModel
-from lightning_modules.learning import learn
-from lightning_modules.planning import plan
 from lightning_modules.stack import Stack
 from lightning_modules.whitening import PCA, Standardize, Whitening
+from tests.pass_jobs import learned, measured, mixed, read
 from tests.raw_folders import real
-from tests.shard_folders import Given
-from tests.stage_kills import Stages, outcome, placed, stages, standing_on, train_job
-
-EVERYTHING = Split(test=0, validation=0)
+from tests.stage_kills import train_job
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +36,6 @@ def fitted(model: Any, x: Tensor, pieces: int = 3) -> Any:
         model.update(chunk)
     model.facts = model.finish()
     return model
-
-
-def mixed(samples: int, width: int, condition: float = 30.0) -> Tensor:
-    """Samples of a planted Gaussian with a mean, float32: standard deviations from `condition` down to 1."""
-    generator = torch.Generator().manual_seed(width)
-    basis = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
-    scales = torch.logspace(0, np.log10(condition), width, dtype=torch.float64)
-    draws = torch.randn(samples, width, dtype=torch.float64)
-    return (draws * scales @ basis + 5).float()
 
 
 # ------------------------------------------------------------------------------------------------ on planted data
@@ -177,224 +159,6 @@ def test_filters_go_down_through_whitening_and_scales() -> None:
     field = rbm.hidden_field(stack[1].encode(stack[0].encode(x))) - rbm.hidden_field(torch.zeros(1, 4))
     torch.testing.assert_close((x - x.mean(0)) @ mine.T, field, rtol=0, atol=1e-3)
     torch.testing.assert_close((x - x.mean(0)) @ seen.T, stack[1].encode(stack[0].encode(x)), rtol=0, atol=1e-3)
-
-
-# ------------------------------------------------------------------------------------------------ shards → a pass
-
-
-@pytest.fixture
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "VALUES_AT_A_TIME", 300)
-
-
-def read(folder: Path, source: Any, split: Split) -> Inputs:
-    manifest = ingest(source, folder, shard_size=10_000)
-    return Inputs(shards=str(folder), samples_digest=manifest.samples_digest,
-                  labels_digest=manifest.labels_digest, split=split)  # fmt: skip
-
-
-@pytest.fixture
-def planted(tmp_path: Path) -> Inputs:
-    values = mixed(1001, 8).numpy()
-    source = Given({"train": values[:901], "test": values[901:]}, {"train": [0] * 901, "test": [0] * 100})
-    return read(tmp_path / "shards", source, Split(validation=0))
-
-
-def stored(inputs: Inputs, samples: int) -> np.ndarray:
-    return Reader(Path(inputs.shards)).values(np.arange(samples))
-
-
-def learned(job: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
-    told: list[dict[str, Any]] = []
-    answer = learn(job.model_copy(update={"folder": str(folder)}), told.append, save=True)
-    return registry.load(folder / "model"), answer | {"told": told}
-
-
-def measured(folder: Path, inputs: Inputs, num_examples: int = 10_000) -> dict[str, float]:
-    job = EvaluateJob(
-        stage="some", folder=str(folder), model=standing_on(folder), inputs=inputs,
-        evaluate=Evaluate(num_examples=num_examples), train=Train(threads=1), seed=0,
-    )  # fmt: skip
-    return evaluate(job, lambda said: None)[1]
-
-
-def test_one_pass_sees_every_training_sample_once(planted: Inputs, tmp_path: Path, small_batches: None) -> None:
-    job = train_job(planted, "standardize", {"batch_size": 7, "epochs": 9}, num_visible=8)
-    model, answer = learned(job, tmp_path / "one")
-    x = torch.from_numpy(stored(planted, 901)).double()
-    torch.testing.assert_close(model[0].mean, x.mean(0), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(model[0].std, x.std(0), rtol=1e-9, atol=0)
-    assert answer["steps"] == 25 and [said["progress"]["done"] for said in answer["told"]] == list(range(1, 26))
-    assert answer["metrics"] == {"train/samples": 901.0, "train/constant_values": 0.0}
-    assert model[0].mean.dtype == torch.float64
-
-
-def test_a_killed_pass_begins_anew_with_the_same_bytes(
-    planted: Inputs, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = train_job(planted, "whitening", {}, num_visible=8)
-    _, whole = learned(job, tmp_path / "whole")
-    with monkeypatch.context() as broken:
-        updates = iter(range(12))
-        update = Whitening.update
-        broken.setattr(Whitening, "update", lambda self, x: (next(updates), update(self, x)))
-        with pytest.raises(StopIteration):
-            learned(job, tmp_path / "killed")
-    _, again = learned(job, tmp_path / "killed")
-    assert again["digest"] == whole["digest"]
-
-
-def test_a_pass_goes_through_the_stack_below(planted: Inputs, tmp_path: Path, small_batches: None) -> None:
-    scale, _ = learned(train_job(planted, "standardize", {}, num_visible=8), tmp_path / "below")
-    job = train_job(planted, "pca", {}, below=tmp_path / "below", num_visible=8, num_hidden=2)
-    job = job.model_copy(update={"hand_up": "mean"})
-    both, answer = learned(job, tmp_path / "above")
-    x = torch.from_numpy(stored(planted, 901))
-    correlations = torch.linalg.eigvalsh(torch.corrcoef(x.double().T)).flip(0)
-    torch.testing.assert_close(both[1].variances, correlations[:2], rtol=1e-6, atol=0)
-    assert torch.equal(both[0].mean, scale[0].mean)
-    found = measured(tmp_path / "above", planted)
-    assert found["test/explained_variance"] == pytest.approx(answer["metrics"]["train/explained_variance"], abs=0.1)
-
-
-def test_a_fit_that_cannot_be_names_the_stage(tmp_path: Path) -> None:
-    values = mixed(50, 4).numpy()
-    values[:, 1] = 0.5
-    inputs = read(tmp_path / "shards", Given({"train": values}, {"train": [0] * 50}), EVERYTHING)
-    with pytest.raises(InputError, match=r"stage some: the covariance .* has rank 3, .* choose num_hidden: 3 or less"):
-        learned(train_job(inputs, "whitening", {}, num_visible=4), tmp_path / "model")
-
-
-def test_binarized_data_are_drawn_as_in_training(tmp_path: Path) -> None:
-    values = np.tile(np.array([0.5, 1.0], np.float32), (4000, 1))  # half of it after scaling
-    inputs = read(tmp_path / "shards", Given({"train": values}, {"train": [0] * 4000}), EVERYTHING)
-    job = train_job(inputs, "standardize", {"binarize": "sample"}, num_visible=2)
-    model, answer = learned(job, tmp_path / "model")
-    assert answer["metrics"]["train/constant_values"] == 0
-    assert (model[0].mean - torch.tensor([0.25, 0.5])).abs().max() < 0.035  # 4 standard errors
-
-
-def test_a_stage_of_one_pass_has_a_key_of_what_matters(planted: Inputs) -> None:
-    def key(train: dict[str, Any] | None = None, **changed: Any) -> Any:
-        job = train_job(planted, "pca", train or {}, num_visible=8, num_hidden=2)
-        return job.model_copy(update={"one_pass": True} | changed).identity()
-
-    assert key({"epochs": 99, "learning_rate": 0.7, "batch_size": 3}, seed=5) == key()
-    assert key({"binarize": "sample"}) != key()
-    assert key({"binarize": "sample"}, seed=5) != key({"binarize": "sample"})
-    assert key(one_pass=False) != key()
-
-
-HEAD = "name: white\ndata: {source: {kind: digits}}\nstages:\n"
-
-
-def planned(declared: str, train: int = 500, width: int = 784) -> Plan:
-    recipe = Recipe.model_validate(parse(HEAD + declared, "recipe"))
-    description = Description(
-        shape=[width], low=0.0, high=1.0, sizes={"train": train, "validation": 0, "test": 100},
-        labeled=train, labeled_test=100, num_classes=10,
-    )  # fmt: skip
-    return plan(PlanJob(recipe=recipe, descriptions={"data": description}))
-
-
-WHITE = "  white: {model: {kind: whitening, num_hidden: 30}, train: {epochs: 7}}\n"
-
-
-def test_a_plan_shows_one_pass_and_what_may_stand_on_it() -> None:
-    found = planned(
-        WHITE + "  layer1: {on: white, model: {kind: rbm, visible: gaussian, num_hidden: 9}}\n"
-        "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
-        "  again: {on: layer1, model: {kind: standardize}}\n"
-        "  few: {on: layer1, finetune: {labels: [10]}}\n",
-        train=25_000,
-    )
-    white, layer1, code, again, few = found.stages
-    assert (white.flow, white.shape, white.steps, white.one_pass) == ("pretrain", "784 → 30", 3, True)
-    assert (layer1.shape, layer1.one_pass, code.shape) == ("30 → 9", False, "30 → 9")
-    assert again.steps == 3 and few.shape == "784 → 30 → 9 → 10 classes"
-    whole, explicit = (planned(f"  white: {{model: {{kind: whitening{width}}}}}\n", 1000).stages[0].spec
-                       for width in ("", ", num_hidden: 784"))  # fmt: skip
-    assert whole == explicit
-
-
-@pytest.mark.parametrize(
-    ("declared", "line"),
-    [
-        (WHITE + "  up: {on: white, model: {kind: rbm, num_hidden: 9}}",
-         r"stage up: this rbm needs values in \[0, 1\], but the codes of white lie in no known bounds; .*gaussian"),
-        (WHITE + "  up: {on: white, model: {kind: dbn}}", "every layer of a DBN is an RBM, but layer 1 is Whitening"),
-        (WHITE + "  up: {on: white, model: {kind: vae, num_latent: 2}}", "a vae cannot stand on white"),
-        (WHITE + "  up: {on: white, hand_up: sample, model: {kind: rbm, visible: gaussian, num_hidden: 9}}",
-         "no stochastic hidden units; use mean"),
-        (WHITE + "  up: {on: white, model: {kind: pca, num_hidden: 31}}", "num_hidden must be in 1 … num_visible = 30"),
-        ("  white: {model: {kind: pca, num_hidden: 500}}", "this pca needs 501 training samples or more, found 500"),
-        ("  white: {model: {kind: whitening}}", "this whitening needs 785 training samples or more, found 500"),
-        ("  white: {model: {kind: whitening, method: cholesky}}", "method must be one of 'pca', 'zca', not 'cholesky'"),
-    ],
-)  # fmt: skip
-def test_a_plan_refuses_in_one_line(declared: str, line: str) -> None:
-    with pytest.raises(InputError, match=line) as caught:
-        planned(declared)
-    assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------ processes
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """12,000 samples of 784 values: two batches of a pass."""
-    random = np.random.default_rng(0)
-    basis = random.normal(size=(20, 784))
-    values = (random.normal(size=(12_000, 20)) @ basis).clip(-100, 100).astype(np.int8)
-    return read(tmp_path_factory.mktemp("wide"), Given({"train": values}, {"train": [0] * 12_000}), EVERYTHING)
-
-
-def test_ranks_merge_what_they_have_seen(template: Stages, wide: Inputs, tmp_path: Path) -> None:
-    """Three ranks for two batches, so that one sees nothing."""
-    job = train_job(wide, "pca", {}, num_visible=784, num_hidden=15)
-    assert template.do(placed(job, tmp_path / "one")) == 0, template.log
-    assert template.do_on_ranks(placed(job, tmp_path / "three"), 3) == [0, 0, 0], template.log
-    alone, shared = (outcome(tmp_path / name)["result"] for name in ("one", "three"))
-    assert (
-        shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-9) and shared["metrics"]["train/samples"] == 12_000
-    )
-    one, three = (registry.load(tmp_path / name / "model").state_dict() for name in ("one", "three"))
-    for name in one:
-        torch.testing.assert_close(three[name], one[name], rtol=1e-7, atol=1e-9)
-
-
-def test_a_rank_that_cannot_finish_ends_all(template: Stages, wide: Inputs, tmp_path: Path) -> None:
-    job = train_job(wide, "whitening", {}, num_visible=784)
-    few = np.zeros((2000, 784), np.int8)
-    few[:, :3] = np.random.default_rng(0).integers(-9, 9, (2000, 3))
-    inputs = read(tmp_path / "few", Given({"train": few}, {"train": [0] * 2000}), EVERYTHING)
-    job = job.model_copy(update={"inputs": inputs})
-    first, second = template.do_on_ranks(placed(job, tmp_path / "two"), 2)
-    assert first == 2 and second != 0
-    assert "rank 3, too small to whiten 784" in template.error["message"]
-
-
-def test_killed_between_any_two_files_the_model_is_the_same(template: Stages, wide: Inputs, tmp_path: Path) -> None:
-    job = train_job(wide, "standardize", {}, num_visible=784)
-    assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
-    whole = outcome(tmp_path / "whole")
-    for moment in ("before rename", "after rename"):
-        number = 1
-        while True:
-            folder = tmp_path / f"{moment}-{number}"
-            if template.do(placed(job, folder), (moment, number)) == 0:
-                break
-            assert template.do(placed(job, folder)) == 0, template.log
-            assert outcome(folder) == whole, f"killed {moment} {number}"
-            number += 1
-        assert number >= 4  # weights, model, result
 
 
 # ------------------------------------------------------------------------------------------------ MNIST
