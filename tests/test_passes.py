@@ -79,8 +79,10 @@ def test_a_pass_goes_through_the_stack_below(planted: Inputs, tmp_path: Path, sm
     correlations = torch.linalg.eigvalsh(torch.corrcoef(x.double().T)).flip(0)
     torch.testing.assert_close(both[1].variances, correlations[:2], rtol=1e-6, atol=0)
     assert torch.equal(both[0].mean, scale[0].mean)
+    expected = both[1].measure(both[0].encode(torch.from_numpy(stored(planted, 1001)[901:])))
     found = measured(tmp_path / "above", planted)
-    assert found["test/explained_variance"] == pytest.approx(answer["metrics"]["train/explained_variance"], abs=0.1)
+    assert found["test/explained_variance"] == pytest.approx(expected["explained_variance"], rel=1e-6)
+    assert answer["metrics"]["train/explained_variance"] == pytest.approx(float(correlations[:2].sum() / 8))
 
 
 def test_a_fit_that_cannot_be_names_the_stage(tmp_path: Path) -> None:
@@ -98,6 +100,10 @@ def test_binarized_data_are_drawn_as_in_training(tmp_path: Path) -> None:
     model, answer = learned(job, tmp_path / "model")
     assert answer["metrics"]["train/constant_values"] == 0
     assert (model[0].mean - torch.tensor([0.25, 0.5])).abs().max() < 0.035  # 4 standard errors
+    torch.manual_seed(5)
+    assert learned(job, tmp_path / "again")[1]["digest"] == answer["digest"]
+    other = learned(job.model_copy(update={"seed": 2}), tmp_path / "other")[1]
+    assert other["digest"] != answer["digest"]
 
 
 def test_a_stage_of_one_pass_has_a_key_of_what_matters(planted: Inputs) -> None:
