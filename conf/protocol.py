@@ -50,9 +50,12 @@ class TrainJob(Strict):
     inputs: Inputs
     train: Train
     seed: int
+    one_pass: bool = False  # statistics of one pass, then closed form: neither optimizer nor order enters
     method: int = 1  # revision of how models are trained, whatever the model
 
     def identity(self) -> dict[str, Any]:
+        drawn = not self.one_pass or self.train.binarize == "sample" or bool(self.below and self.hand_up == "sample")
+        train = self.train.model_dump(include={"binarize"} if self.one_pass else None, exclude=set(PLACEMENT))
         return {
             "do": self.do,
             "spec": self.spec,
@@ -60,8 +63,8 @@ class TrainJob(Strict):
             "below": self.below and self.below.digest,
             "hand_up": self.hand_up if self.below else "mean",
             "inputs": self.inputs.identity(),
-            "train": self.train.model_dump(exclude=set(PLACEMENT)),
-            "seed": self.seed,
+            "train": train,
+            "seed": self.seed if drawn else None,
         }
 
 
@@ -170,6 +173,7 @@ class StagePlan(Strict):
     samples: int
     steps: int
     runs: int = 1  # of a fine-tuning
+    one_pass: bool = False  # no training in epochs: the steps of one pass over the samples
 
 
 class Plan(Strict):

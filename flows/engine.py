@@ -84,7 +84,8 @@ class RecipeRun:
             steps.append(Step("ingest", name, "shards", f"{sum(description.sizes.values()):,} samples of {shape}"))
         for planned in self.prepared.plan.stages:
             runs = f"{planned.runs} runs, " if planned.runs > 1 else ""
-            what = f"{planned.shape}, {runs}{planned.steps:,} steps" if planned.steps else planned.shape
+            steps_of = "one pass" if planned.one_pass else f"{runs}{planned.steps:,} steps"
+            what = f"{planned.shape}, {steps_of}" if planned.steps else planned.shape
             steps.append(Step(planned.flow, planned.name, planned.kind, what))
         if self.recipe.evaluate is not None:
             for planned in self.prepared.plan.stages:
@@ -279,7 +280,7 @@ class RecipeRun:
             )  # fmt: skip
         return TrainJob(
             stage=name, spec=planned.spec, revision=planned.revision, below=below, hand_up=declared.hand_up,
-            inputs=inputs, train=settings, seed=seed,
+            inputs=inputs, train=settings, seed=seed, one_pass=planned.one_pass,
         )  # fmt: skip
 
     # --- run.json ---

@@ -26,6 +26,7 @@ from flows import pictures
 from flows.wording import (
     duration,
     errors_in_words,
+    findings,
     listed,
     measured,
     metric,
@@ -271,6 +272,8 @@ def reconstructions(run: Run) -> str:
             sets.append(stage.set)
             picture = image(content, f"originals above reconstructions of {stage.name}")
             small = f"{text(measured([stage.set]))} samples, the reconstruction under each original"
+            if stage.result and stage.result.metrics:
+                small += f" · {text(findings(stage.result.metrics))}"
             shown.append(card(f"<b>{text(stage.name)}</b>", small, picture))
     if not shown:
         return ""

@@ -35,6 +35,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.stack import Stack
 from lightning_modules.variational import VAE
+from lightning_modules.whitening import PCA, Standardize, Whitening
 
 MODELS: dict[str, type[Fitted]] = {
     "rbm": RBM,
@@ -43,6 +44,9 @@ MODELS: dict[str, type[Fitted]] = {
     "dbn": DBN,
     "vae": VAE,
     "gan": GAN,
+    "standardize": Standardize,
+    "pca": PCA,
+    "whitening": Whitening,
     "classifier": Classifier,
 }
 

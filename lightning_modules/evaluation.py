@@ -24,9 +24,9 @@ from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
 from data.splits import partition, some
-from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Samples
+from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Measures, Samples
 from lightning_modules.seeding import seed_torch
-from lightning_modules.stack import Stack
+from lightning_modules.stack import Rescales, Stack
 
 NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS = 64, 100, 16
 EXAMPLES_AT_A_TIME = 2000
@@ -59,7 +59,12 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
         shown = x[:NUM_RECONSTRUCTIONS]
         _figure(folder, "reconstructions", reader, originals=shown, reconstructions=decode(model.encode(shown)))
-    if isinstance(model, Stack):
+    if isinstance(model, Stack) and isinstance(top := model[-1], Measures):
+        for held_out in [part for part in ("validation", "test") if len(parts[part]) > 1] or [name]:
+            samples = some(parts[held_out], job.evaluate.num_examples, "evaluate")
+            inputs = _through(list(model)[:-1], torch.from_numpy(reader.values(samples)))
+            metrics |= {f"{held_out}/{quantity}": value for quantity, value in top.measure(inputs).items()}
+    if isinstance(model, Stack) and not isinstance(model[-1], Rescales):
         filters = model.filters()[-1]
         order = filters.norm(dim=1).argsort(descending=True)[:NUM_FILTERS].sort().values
         _figure(folder, "filters", reader, images=filters[order])
@@ -70,6 +75,12 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         _figure(folder, "samples", reader, images=drawn)
         _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
     return _kind(model), metrics, details
+
+
+def _through(layers: list[Layer], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = torch.cat([layer.encode(part) for part in x.split(EXAMPLES_AT_A_TIME)])
+    return x
 
 
 def _refuse_unfit(model: Fitted, reader: Reader, job: EvaluateJob) -> None:

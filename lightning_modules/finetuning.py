@@ -84,9 +84,8 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str
     seed_torch(run.seed, "new weights", str(run.labels))
     own = registry.build(registry.spec_of(stack))
     assert isinstance(own, Stack)
-    if run.pretrained:
-        own.load_state_dict(stack.state_dict())
-    else:
+    own.load_state_dict(stack.state_dict())  # the twin too: a whitening layer's statistics are no weights
+    if not run.pretrained:
         own.randomize()
     classifier = Classifier(
         stack=own, num_classes=num_classes, dropout=settings.dropout, input_noise=settings.input_noise

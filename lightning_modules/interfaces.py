@@ -1,7 +1,7 @@
 """The two axes every model is placed on, and what an answer about likelihood must say.
 
-Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `ComposedModel`.
-Axis 2, what it can do: any of `Encodes`, `Layer`, `SamplesHidden`, `Samples`, `HasLogProb`, `RankState`.
+Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
+Axis 2, what it can do: any of `Encodes`, `Layer`, `SamplesHidden`, `Samples`, `HasLogProb`, `Measures`, `RankState`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -48,7 +48,7 @@ class LogLikelihood:
 
 
 class Fitted(nn.Module, ABC):
-    """What all three ways of fitting share. Not to be inherited directly."""
+    """What all four ways of fitting share. Not to be inherited directly."""
 
     revision: ClassVar[int] = 1  # raised with any change of the model's numbers; part of the stage key
     num_visible: int
@@ -91,6 +91,35 @@ class PhasedModel(Fitted):
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]: ...
+
+
+class StreamingModel(Fitted):
+    """Fitted by one pass over the data: statistics are gathered, then everything follows from them in closed form.
+
+    Statistics are plain attributes in float64, no buffers: they are not saved. `finish` turns them into the buffers
+    that are, and forgets them. The order of the samples must not matter beyond rounding.
+    """
+
+    @property
+    def least_samples(self) -> int:
+        """How many samples `finish` needs."""
+        return 1
+
+    @abstractmethod
+    def update(self, batch: Batch) -> None:
+        """Takes in a batch, (batch, num_visible) on any device."""
+
+    @abstractmethod
+    def partial(self) -> dict[str, Tensor]:
+        """The statistics gathered so far, on the CPU: what one process tells another."""
+
+    @abstractmethod
+    def merge(self, partial: Mapping[str, Tensor]) -> None:
+        """Takes in the statistics another instance gathered from other samples, its `partial()`."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, float]:
+        """Sets the fitted buffers → facts about the fit, by name. ValueError, one line, where there is none."""
 
 
 class ComposedModel(Fitted):
@@ -143,6 +172,14 @@ class HasLogProb(ABC):
     @abstractmethod
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
         """(batch, num_visible) → nats per example, and what they promise."""
+
+
+class Measures(ABC):
+    """Knows numbers beyond a reconstruction error that say how good it is on data it was not fitted to."""
+
+    @abstractmethod
+    def measure(self, v: Tensor) -> dict[str, float]:
+        """(batch, num_visible) → numbers by name."""
 
 
 class RankState(ABC):

@@ -12,7 +12,8 @@ from conf.protocol import Inputs, TrainJob
 from data.loading import ShardData
 from data.shards import Manifest, Reader
 from data.splits import partition, some
-from lightning_modules.interfaces import ComposedModel, Fitted, Layer
+from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StreamingModel
+from lightning_modules.passes import fit_in_one_pass
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 from lightning_modules.training import Training, fit
@@ -28,17 +29,22 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     assert below is None or isinstance(below, Stack)
     seed_torch(job.seed, "init")
     steps, exact = 0, True
+    facts: dict[str, float] = {}
     if below is not None and issubclass(registry.MODELS[job.spec["kind"]], ComposedModel):
         spec = {**job.spec, "arguments": job.spec["arguments"] | {"stack": registry.spec_of(below)}}
         model = registry.build(spec)
         model.stack.load_state_dict(below.state_dict())  # type: ignore[union-attr, operator]
     else:
         model = registry.build(job.spec)
-        module = _fit(job, model, below, tell)
-        steps, exact = module.total_steps, module.exact
+        if isinstance(model, StreamingModel):
+            steps, facts = fit_in_one_pass(job, model, below, tell)
+        else:
+            module = _fit(job, model, below, tell)
+            steps, exact = module.total_steps, module.exact
     final = Stack(layers=[*(below or []), model]) if isinstance(model, Layer) else model  # type: ignore[list-item]
     rows, _ = read_journal(folder / "journal.jsonl")
     metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
+    metrics |= {f"train/{name}": value for name, value in facts.items()}
     digest = ""
     if save:
         about = {"stage": job.stage, "recipe_seed": job.seed, **trained_on(job.inputs)}

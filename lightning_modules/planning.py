@@ -16,7 +16,16 @@ from conf import Recipe, Stage
 from conf.errors import InputError
 from conf.protocol import Description, Flow, Plan, PlanJob, StagePlan
 from lightning_modules.classifier import Classifier
-from lightning_modules.interfaces import ComposedModel, Encodes, Fitted, Layer, Samples, SamplesHidden
+from lightning_modules.interfaces import (
+    ComposedModel,
+    Encodes,
+    Fitted,
+    Layer,
+    Samples,
+    SamplesHidden,
+    StreamingModel,
+)
+from lightning_modules.passes import num_batches
 from lightning_modules.stack import Stack
 
 
@@ -30,7 +39,7 @@ def plan(job: PlanJob) -> Plan:
         if stage.on and below is None:
             raise InputError(
                 f"stage {name} stands on {stage.on}, a {recipe.stages[stage.on].model.kind}, which is no layer; "  # type: ignore[union-attr]
-                f"a stack is made of layers (rbm, autoencoder)"
+                f"a stack is made of layers (rbm, autoencoder, whitening …)"
             )
         if description.sizes["train"] == 0:
             raise InputError(f"stage {name}: there are no training samples (sets: {description.sizes})")
@@ -67,7 +76,7 @@ def _plan_model(
             model = registry.build(spec)
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
-    spec = registry.complete(spec)
+    spec = registry.spec_of(model)  # type: ignore[arg-type]
     if model.num_visible != (below.num_visible if composed and below else width):
         raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")
     if below is not None and not composed:
@@ -77,8 +86,15 @@ def _plan_model(
         _check_range(name, kind, model, stage, description, below)
         if settings.binarize == "sample" and not _within(_range(description), (0.0, 1.0)):
             raise InputError(f"stage {name}: train.binarize needs data in [0, 1], found {_text(_range(description))}")
-    fitted = not isinstance(model, ComposedModel)
-    batch = min(settings.batch_size, description.sizes["train"])
+    if isinstance(model, StreamingModel) and description.sizes["train"] < model.least_samples:
+        raise InputError(
+            f"stage {name}: this {kind} needs {model.least_samples} training samples or more, "
+            f"found {description.sizes['train']}; lower num_hidden"
+        )
+    fitted, samples = not isinstance(model, ComposedModel), description.sizes["train"]
+    steps = settings.epochs * -(-samples // min(settings.batch_size, samples))
+    if isinstance(model, StreamingModel):
+        steps = num_batches(samples, model, below)
     if composed:
         spec = {"kind": kind, "arguments": {k: v for k, v in spec["arguments"].items() if k != "stack"}}
     return model, StagePlan(
@@ -91,8 +107,9 @@ def _plan_model(
         else registry.revision(spec),
         shape=_shape(model),
         parameters=sum(p.numel() for p in model.parameters()),
-        samples=description.sizes["train"] if fitted else 0,
-        steps=settings.epochs * -(-description.sizes["train"] // batch) if fitted else 0,
+        samples=samples if fitted else 0,
+        steps=steps if fitted else 0,
+        one_pass=isinstance(model, StreamingModel),
     )
 
 

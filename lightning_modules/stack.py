@@ -27,6 +27,15 @@ class HasFilters(Protocol):
         ...
 
 
+@runtime_checkable
+class Rescales(Protocol):
+    """A layer whose hidden units are its visible ones on other scales: it has no filters to look at."""
+
+    def rescaled(self, filters: Tensor) -> Tensor:
+        """Filters of its codes → filters of what it reads, (n, num_visible)."""
+        ...
+
+
 class Stack(ComposedModel, Layer):
     """Layers in order, the one nearest the data first: h₀ = v, h_k = encode_k(h_{k−1}), code = h_L.
 
@@ -119,11 +128,18 @@ class Stack(ComposedModel, Layer):
 
         Layer 1: its own filters. Above: the filters of the layer below, weighted and summed,
         R_k = filters_k R_{k−1} (Lee, Ekanadham & Ng 2008, NIPS 20), which leaves out the nonlinearities between them.
+        A layer that only rescales has none, and is no entry of the list.
         """
         projected: list[Tensor] = []
-        for layer in self:
-            own = _filters(layer)
-            projected.append(own @ projected[-1] if projected else own)
+        for height, layer in enumerate(self):
+            if isinstance(layer, Rescales):
+                continue
+            filters = _filters(layer)
+            for below in reversed(self.layers[:height]):
+                filters = (
+                    below.rescaled(filters) if isinstance(below, Rescales) else filters @ _filters(cast(Layer, below))
+                )
+            projected.append(filters)
         return projected
 
     @classmethod

@@ -64,6 +64,8 @@ class Training(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.below = below.requires_grad_(False) if below is not None else None
+        if below is not None:  # read from one file by all ranks: DDP need not send its buffers round at every step
+            self._ddp_params_and_buffers_to_ignore = [f"below.{name}" for name in below.state_dict()]
         self.train_settings = train
         self.stage, self.seed, self.hand_up = stage, seed, hand_up
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch

@@ -21,8 +21,8 @@ from conf.journal import read as read_journal
 from conf.protocol import Below, FinetuneJob, Inputs, Job, Request, TrainJob
 from data import durable
 from data.ingest import ingest
-from data.sources.digits import Digits
 from flows import servers
+from tests.shard_folders import digits
 
 TEMPLATE = """
 import json, os, signal, sys, traceback
@@ -131,7 +131,7 @@ def stages(folder: Path) -> Iterator[Stages]:
 
 def inputs(folder: Path) -> Inputs:
     """The digits as shards in a folder."""
-    manifest = ingest(Digits(), folder, shard_size=500)
+    manifest = ingest(digits(), folder, shard_size=500)
     return Inputs(
         shards=str(folder),
         samples_digest=manifest.samples_digest,

@@ -32,9 +32,11 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "variational",
         "adversarial",
         "classifier",
+        "statistics",
+        "whitening",
     ]
 )
-JOBS = tuple(_L + name for name in ["fit", "learning", "finetuning", "evaluation", "planning"])
+JOBS = tuple(_L + name for name in ["fit", "learning", "passes", "finetuning", "evaluation", "planning"])
 
 ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may import beside EVERYONE; the longest that fits
     "conf": (),

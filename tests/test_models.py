@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from lightning_modules.interfaces import (
     Fitted,
     HasLogProb,
     Layer,
+    Measures,
     Model,
     PhasedModel,
     RankState,
     Samples,
     SamplesHidden,
+    StreamingModel,
 )
 
 KINDS = sorted(models.MODELS)
@@ -84,7 +87,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def test_is_fitted_in_exactly_one_way(kind: str) -> None:
-    ways = (Model, PhasedModel, ComposedModel)
+    ways = (Model, PhasedModel, StreamingModel, ComposedModel)
     assert sum(issubclass(models.MODELS[kind], way) for way in ways) == 1
 
 
@@ -153,6 +156,42 @@ def test_a_step_leaves_the_model_finite(kind: str) -> None:
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kind", kinds_that(StreamingModel))
+def test_statistics_of_parts_merge_to_those_of_the_whole(kind: str) -> None:
+    spec = models.spec_of(example(kind)[0])
+    whole, first, second = (models.build(spec) for _ in range(3))
+    assert all(isinstance(model, StreamingModel) for model in (whole, first, second))
+    x = torch.randn(60, whole.num_visible)
+    whole.update(x)
+    first.update(x[:7])
+    second.update(x[7:40])
+    second.update(x[40:])
+    first.merge(second.partial())
+    facts = whole.finish(), first.finish()
+    assert facts[0] == pytest.approx(facts[1], rel=1e-9) and all(
+        isinstance(value, float) for value in facts[0].values()
+    )
+    for name, buffer in whole.state_dict().items():
+        torch.testing.assert_close(first.state_dict()[name], buffer, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", kinds_that(StreamingModel))
+def test_statistics_are_not_saved_and_forgotten_in_the_end(kind: str) -> None:
+    model = models.build(models.spec_of(example(kind)[0]))
+    assert isinstance(model, StreamingModel) and not list(model.parameters())
+    names = model.state_dict().keys()
+    x = torch.randn(model.least_samples + 20, model.num_visible)
+    model.update(x)
+    assert model.state_dict().keys() == names
+    model.finish()
+    fitted = {name: buffer.clone() for name, buffer in model.state_dict().items()}
+    with pytest.raises(ValueError, match="samples or more, found 0"):
+        model.finish()
+    model.update(x)
+    model.finish()
+    assert all(torch.equal(buffer, fitted[name]) for name, buffer in model.state_dict().items())
+
+
 # ------------------------------------------------------------------------------------------------ axis 2
 
 
@@ -204,6 +243,13 @@ def test_log_prob_says_what_it_promises(kind: str) -> None:
     assert answer.kind in ("exact", "lower_bound", "upper_bound", "estimate")
     assert answer.estimator and answer.effort == SMALL
     assert answer.std_error is None or answer.std_error >= 0
+
+
+@pytest.mark.parametrize("kind", kinds_that(Measures))
+def test_measures_are_finite_numbers(kind: str) -> None:
+    model, batch = example(kind)
+    found = model.measure(data(batch))
+    assert found and all(isinstance(value, float) and math.isfinite(value) for value in found.values())
 
 
 @pytest.mark.parametrize("kind", kinds_that(RankState))

@@ -234,6 +234,11 @@ def test_numbers_with_their_errors(value: float, std_error: float | None, expect
     assert report.with_error(value, std_error).replace("\u00a0", " ") == expected
 
 
+def test_findings_are_all_that_was_measured_but_likelihoods() -> None:
+    metrics = {"test/log_prob": -90.0, "test/squared_error": 13.8666, "validation/covariance_error": 0.0391}
+    assert wording.findings(metrics) == "test squared error 13.87 · validation covariance error 0.03910"
+
+
 def test_ticks_are_round() -> None:
     assert pictures.ticks(0, 400) == [0, 100, 200, 300, 400]
     assert pictures.ticks(-0.31, 0.29) == [-0.2, 0, 0.2]

@@ -1,0 +1,115 @@
+"""One pass over the training samples for a model fitted by statistics: read once, in order, merged over ranks.
+
+A batch holds about 2²³ values, whatever `train.batch_size` says: the statistics do not depend on it but for rounding.
+Ranks take consecutive shares of the same batches, so that each reads its own shards; rank 0 merges their statistics in
+rank order, finishes, and gives its buffers to all. A killed pass begins anew and ends with the same bytes: it is one
+reading of the data. No Lightning here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from conf.errors import InputError
+from conf.protocol import TrainJob
+from data.loading import ShardData, piece
+from data.shards import Reader
+from data.splits import partition
+from lightning_modules.interfaces import StreamingModel
+from lightning_modules.seeding import seed_torch
+from lightning_modules.stack import Stack
+
+VALUES_AT_A_TIME = 2**23  # 64 MiB in float64
+Tell = Callable[[dict[str, Any]], None]
+
+
+def num_batches(samples: int, model: StreamingModel, below: Stack | None) -> int:
+    """Of one pass, shared by all ranks."""
+    widths = [model.num_visible, *([below.num_visible] + [layer.num_hidden for layer in below] if below else [])]
+    return -(-samples // max(1, VALUES_AT_A_TIME // max(widths)))
+
+
+@torch.no_grad()
+def fit_in_one_pass(
+    job: TrainJob, model: StreamingModel, below: Stack | None, tell: Tell
+) -> tuple[int, dict[str, float]]:
+    """Fits `model` in place, to the codes of `below` if there is one → batches read, facts about the fit.
+
+    Errors: InputError where the data do not allow the fit; InputError and Damaged of the shards.
+    """
+    shards = Path(job.inputs.shards)
+    data = ShardData(
+        shards=shards,
+        samples=partition(Reader(shards), job.inputs.split)["train"],
+        batch_size=1,
+        epochs=1,
+        seed=job.seed,
+        remembered=Path(job.inputs.remembered) if job.inputs.remembered else None,
+    )
+    device = _device(job.train.accelerator)
+    below = below.to(device).eval() if below is not None else None
+    with _ranks() as (rank, world_size):
+        if rank == 0:
+            data.prepare_data()
+        if world_size > 1:
+            distributed.barrier()
+        steps = num_batches(len(data.samples), model, below)
+        mine = piece(np.arange(steps), rank, world_size)
+        for done, step in enumerate(mine.tolist(), start=1):
+            first, last = (len(data.samples) * edge // steps for edge in (step, step + 1))
+            seed_torch(job.seed, "pass", step)
+            model.update(_inputs(job, data.examples(data.samples[first:last]).to(device), below))
+            tell({"progress": {"done": done, "of": len(mine), "loss": float("nan")}})
+        _merge(model, rank, world_size)
+        facts: dict[str, float] = {}
+        if rank == 0:
+            try:
+                facts = model.finish()
+            except ValueError as error:
+                raise InputError(f"stage {job.stage}: {error}") from None
+        if world_size > 1:
+            for buffer in model.state_dict().values():
+                distributed.broadcast(buffer, src=0)
+    return steps, facts
+
+
+def _inputs(job: TrainJob, x: Tensor, below: Stack | None) -> Tensor:
+    if job.train.binarize == "sample":
+        x = torch.bernoulli(x)
+    return x if below is None else below.hand_up(x, sample=job.hand_up == "sample")
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """(rank, world size), with a process group where the launcher has started several."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield 0, 1
+        return
+    distributed.init_process_group("gloo")
+    yield distributed.get_rank(), world_size
+    distributed.destroy_process_group()
+
+
+def _merge(model: StreamingModel, rank: int, world_size: int) -> None:
+    """Rank 0 takes in everybody's statistics in rank order."""
+    if world_size == 1:
+        return
+    gathered: list[Any] | None = [None] * world_size if rank == 0 else None
+    distributed.gather_object(model.partial(), gathered, dst=0)
+    for partial in (gathered or [])[1:]:
+        model.merge(partial)
