@@ -14,7 +14,7 @@ import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,13 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 def to_npy(values: np.ndarray) -> bytes:
     """A whole .npy file of a little-endian array."""
     return npy_header(values.shape, values.dtype) + values.tobytes()
+
+
+def npy_pieces(values: np.ndarray) -> Iterator[bytes]:
+    """The .npy file of a vector of little-endian numbers: its header, and then its values a megabyte at a time."""
+    yield npy_header(values.shape, values.dtype)
+    for start in range(0, len(values), 1 << 17):
+        yield values[start : start + (1 << 17)].tobytes()
 
 
 def from_npy(content: bytes) -> memoryview:
