@@ -15,7 +15,8 @@ import numpy as np
 
 from data.manifest import Shard
 
-BUCKET = 1 << 19  # samples in a bucket, about: 16 MiB while it is sorted
+BUCKET = 1 << 16  # samples in a bucket, about, as long as MAX_BUCKETS are enough: 6 MiB while it is sorted
+MAX_BUCKETS = 1024
 ROW = np.dtype([("high", ">u8"), ("low", ">u8"), ("number", "<i8")])
 
 
@@ -25,21 +26,38 @@ def find_duplicates(folder: Path, shards: Sequence[Shard], index: Callable[[Shar
     Two contents count as equal when the first 128 bits of their SHA-256 are. Temporary files lie in `folder`.
     """
     total = sum(shard.count for shard in shards)
-    num_buckets = -(-total // BUCKET)
+    num_buckets = min(-(-total // BUCKET), MAX_BUCKETS)
     with _empty(folder / ".duplicates") as place:
         files = [place / str(number) for number in range(num_buckets)]
+        waiting, size = [], 0
         for shard in shards:
-            rows = np.zeros(shard.count, ROW)
-            digests = np.ascontiguousarray(index(shard)["digest"]).view(">u8")
-            rows["high"], rows["low"] = digests[:, 0], digests[:, 1]
-            rows["number"] = np.arange(shard.first, shard.first + shard.count)
-            owners = (rows["high"] >> np.uint64(40)).astype(np.int64) * num_buckets >> 24
-            for owner in np.unique(owners):
-                with files[owner].open("ab") as file:
-                    file.write(rows[owners == owner].tobytes())
+            waiting.append(_rows(shard, index(shard)))
+            size += shard.count
+            if size >= BUCKET or shard is shards[-1]:  # many at once: a file is opened for each bucket
+                _deal(np.concatenate(waiting), files)
+                waiting, size = [], 0
         found = [_in_bucket(np.fromfile(file, ROW)) for file in files if file.exists()]
     pairs = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
     return pairs[np.argsort(pairs[:, 0])]
+
+
+def _rows(shard: Shard, index: np.ndarray) -> np.ndarray:
+    rows = np.zeros(shard.count, ROW)
+    digests = np.ascontiguousarray(index["digest"]).view(">u8")
+    rows["high"], rows["low"] = digests[:, 0], digests[:, 1]
+    rows["number"] = np.arange(shard.first, shard.first + shard.count)
+    return rows
+
+
+def _deal(rows: np.ndarray, files: list[Path]) -> None:
+    """Appends each row to the file of its bucket, which the first 24 bits of its digest name."""
+    owners = (rows["high"] >> np.uint64(40)).astype(np.int64) * len(files) >> 24
+    order = np.argsort(owners, kind="stable")
+    cuts = np.searchsorted(owners[order], np.arange(len(files) + 1))
+    for number, (start, stop) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
+        if start < stop:
+            with files[number].open("ab") as file:
+                file.write(rows[order[start:stop]].tobytes())
 
 
 @contextmanager

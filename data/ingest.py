@@ -24,7 +24,7 @@ from data.manifest import DUPLICATES, FEATURES, FORMAT, NAME, PLAN, Manifest, Se
 from data.moments import Moments
 from data.shard_writer import ShardWriter
 from data.sources import SETS, RawSource
-from data.tar import INDEX, from_npy, to_npy
+from data.tar import INDEX, from_npy, npy_pieces, to_npy
 from data.workers import made_by_processes
 
 WRITTEN = re.compile(rf"({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)")
@@ -175,11 +175,10 @@ class _Task:
         sets, labels = {}, {}
         for name in (name for name in SETS if name in description.sets):
             values = self.source.labels(name)
-            labels[name] = durable.digest_bytes(values.astype("<i8").tobytes())
-            self._save(f"{name}-labels.npy", to_npy(values.astype("<i8")))
+            labels[name] = self._save_labels(f"{name}-labels.npy", values.astype("<i8", copy=False))
             found = moments[name]
             mean, std = found.overall
-            sets[name] = SetSummary(len(values), int((values >= 0).sum()), mean, std, found.low, found.high)
+            sets[name] = SetSummary(len(values), int(np.count_nonzero(values >= 0)), mean, std, found.low, found.high)
             if description.shape:
                 self._save(f"{name}-mean.npy", to_npy(found.mean.reshape(description.shape).astype("<f8")))
         if description.shape and len({bound for each in sets.values() for bound in (each.low, each.high)}) == 1:
@@ -232,6 +231,18 @@ class _Task:
 
     def _index(self, shard: Shard) -> np.ndarray:
         return np.frombuffer(from_npy((self.folder / shard.index_name).read_bytes()), INDEX)
+
+    def _save_labels(self, name: str, values: np.ndarray) -> str:
+        """Returns the digest of the labels alone."""
+        whole, content, size = hashlib.sha256(), hashlib.sha256(), 0
+        with durable.writing(self.folder / name) as file:
+            for number, piece in enumerate(npy_pieces(values)):
+                file.write(piece)
+                whole.update(piece)
+                content.update(piece if number else b"")
+                size += len(piece)
+        self.files[name] = size, whole.hexdigest()
+        return content.hexdigest()
 
     def _note(self, name: str, content: bytes) -> None:
         self.files[name] = (len(content), durable.digest_bytes(content))

@@ -91,8 +91,7 @@ class ShardWriter:
     def _moments(self, samples: Any) -> Moments:
         if self.is_text:
             return Moments.of(np.array([[len(sample)] for sample in samples], np.float64))
-        values = np.asarray(samples).reshape(len(samples), -1).astype(np.float64)
-        return Moments.of(values if self.description.scale == 1 else values / self.description.scale)
+        return Moments.of(np.asarray(samples).reshape(len(samples), -1), self.description.scale)
 
     # --- samples from the source, checked ---
 
@@ -120,6 +119,8 @@ class ShardWriter:
     def _array(self, set_name: str, keys: list[str], samples: list[np.ndarray]) -> np.ndarray:
         shape, dtype = self.description.shape, np.dtype(self.description.dtype)
         for key, sample in zip(keys, samples, strict=True):
+            if sample.shape == shape and sample.dtype is dtype:  # the usual case, told fast
+                continue
             if sample.shape != shape or sample.dtype.newbyteorder("=") != dtype:
                 raise InputError(
                     f"{set_name} sample {show(key)}: {sample.dtype} of shape {sample.shape}; "

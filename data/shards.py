@@ -1,17 +1,15 @@
 """The door to shards: write (`ingest`), verify (`check`, `verify`), describe (`Manifest`), read (`Reader`). No torch.
 
-The reader memory-maps the tars and slices arrays, members of one size, a batch at a time. Each sample's CRC-32 is
-checked the first time a process touches it; an index, a label file or a list of keys is checked against its SHA-256 as
-it is opened. A file that somebody cuts short while it is mapped kills the process (SIGBUS): ours are only ever replaced
-whole. What is NOT here: order, batches and tensors (data/loading.py).
+The reader maps the tars into one range of memory and gathers a batch with one operation, however many shards it comes
+from. Each sample's CRC-32 is checked the first time a process touches it, on the very copy that is handed out; an
+index, a label file or a list of keys is checked against its SHA-256 as it is opened. A file that somebody cuts short
+while it is mapped kills the process (SIGBUS): ours are only ever replaced whole. What is NOT here: order, batches and
+tensors (data/loading.py).
 """
 
 from __future__ import annotations
 
-import mmap
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,12 +18,14 @@ import numpy as np
 from conf.errors import Damaged, show
 from data.ingest import ingest
 from data.manifest import REPAIR, Manifest, Shard
-from data.tar import INDEX, ArrayLayout
+from data.mapping import Mapping, WrongSize
+from data.tar import BLOCK, INDEX, ArrayLayout
 from data.verification import Finding, check, verify
 
 __all__ = ["Finding", "Manifest", "Reader", "Shard", "check", "ingest", "verify"]
 
-MAX_OPEN = 256  # shards mapped at a time: a process may open 1,024 files by default
+MAX_OPEN = 4096  # shards mapped at a time, two mappings each: a process may have 65,530
+CHUNK_BYTES = 16 << 20  # of samples gathered at a time
 
 
 class Reader:
@@ -38,11 +38,17 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        self._firsts = np.array([shard.first for shard in self.manifest.shards])
+        shards, files = self.manifest.shards, self.manifest.files
+        self._firsts = np.array([shard.first for shard in shards])
         self._unchecked = np.ones(self.manifest.num_samples, bool)
-        self._num_unchecked = self.manifest.num_samples
-        self._maps: OrderedDict[int, tuple[mmap.mmap, Sequence[np.ndarray]]] = OrderedDict()
-        self._indexes: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._tars = Mapping([files[shard.name][0] for shard in shards])
+        self._indexes = Mapping([files[shard.index_name][0] for shard in shards])
+        lengths = [files[shard.index_name][0] - shard.count * INDEX.itemsize for shard in shards]
+        self._rows = self._indexes.starts + lengths  # where the rows of each shard's index begin
+        self._index_rows = self._indexes.items(INDEX)
+        self._open = np.zeros(len(shards), bool)
+        self._used = np.zeros(len(shards), np.int64)  # when a shard was read last, in calls of `_places`
+        self._clock = 0
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Path]]:
         return Reader, (self.folder,)
@@ -58,35 +64,31 @@ class Reader:
         layout = self.manifest.layout
         if not isinstance(layout, ArrayLayout):
             raise TypeError("texts are no arrays of one shape; read them with texts()")
+        indices = self._numbers(indices)
+        step = max(1, min(MAX_OPEN, CHUNK_BYTES // layout.length))
+        if len(indices) <= step:
+            return self._gather(indices, layout)
         result = np.empty((len(indices), *layout.shape), layout.dtype)
-        for places, rows, samples in self._by_shard(indices):
-            result[places] = samples[rows]  # type: ignore[call-overload]
+        for start in range(0, len(indices), step):
+            result[start : start + step] = self._gather(indices[start : start + step], layout)
         return result
 
     def texts(self, indices: np.ndarray) -> list[str]:
         """The texts of these samples, in their order. TypeError for arrays."""
         if not self.manifest.holds_texts:
             raise TypeError("these samples are arrays; read them with read()")
-        result = [""] * len(indices)
-        for places, rows, samples in self._by_shard(indices):
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                result[place] = samples[row].tobytes().decode()
+        indices, memory = self._numbers(indices), self._tars.memory
+        result = []
+        for start in range(0, len(indices), MAX_OPEN):
+            part = indices[start : start + MAX_OPEN]
+            owners, rows = self._places(part)
+            index = self._index_rows[rows]
+            begins = (self._tars.starts[owners] + index["offset"].astype(np.int64)).tolist()
+            ends = zip(begins, index["length"].tolist(), strict=True)
+            members = [bytes(memory[begin : begin + length]) for begin, length in ends]
+            self._check(part, index["crc32"] == [zlib.crc32(member) for member in members])
+            result += [member.decode() for member in members]
         return result
-
-    def _by_shard(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]]:
-        """Positions in `indices`, rows of their shard and that shard's samples, checked; a shard at a time."""
-        indices = np.asarray(indices, np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"sample numbers must lie in 0 … {len(self) - 1}")
-        owners = np.searchsorted(self._firsts, indices, side="right") - 1
-        order = np.argsort(owners, kind="stable")
-        cuts = np.flatnonzero(np.diff(owners[order])) + 1
-        for places in np.split(order, cuts) if len(order) else []:
-            owner = int(owners[places[0]])
-            samples = self._open(owner)[1]
-            if self._num_unchecked:
-                self._check(owner, indices[places])
-            yield places, indices[places] - self._firsts[owner], samples
 
     def values(self, indices: np.ndarray) -> np.ndarray:
         """(n, num_values) float32 = stored / scale."""
@@ -107,54 +109,69 @@ class Reader:
     def _all_labels(self) -> np.ndarray:
         return np.concatenate([self.manifest.labels(name) for name in self.manifest.sets])
 
-    def _open(self, owner: int) -> tuple[mmap.mmap, Sequence[np.ndarray]]:
-        """A shard's bytes and its samples, mapped: an array (n, *shape), or a list of texts' bytes."""
-        if owner in self._maps:
-            self._maps.move_to_end(owner)
-            return self._maps[owner]
+    # --- where samples lie ---
+
+    def _numbers(self, indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"sample numbers must lie in 0 … {len(self) - 1}")
+        return indices
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shard of each of at most MAX_OPEN samples, now open, and where its index row lies in `_indexes`."""
+        owners = np.searchsorted(self._firsts, indices, side="right") - 1
+        self._clock += 1
+        self._used[owners] = self._clock
+        if not self._open[owners].all():
+            for owner in np.unique(owners[~self._open[owners]]).tolist():
+                self._open_shard(owner)
+        return owners, self._rows[owners] + (indices - self._firsts[owners]) * INDEX.itemsize
+
+    def _open_shard(self, owner: int) -> None:
+        """Maps a shard and its index, the index after it was compared with its digest and with the tar's size."""
+        if self._open.sum() >= MAX_OPEN:
+            oldest = int(np.argmin(np.where(self._open, self._used, self._clock + 1)))
+            self._open[oldest] = False
+            self._tars.drop(oldest)
+            self._indexes.drop(oldest)
         shard = self.manifest.shards[owner]
-        path = self.folder / shard.name
-        expected = self.manifest.files[shard.name][0]
-        try:
-            with path.open("rb") as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            reason = "is empty" if isinstance(error, ValueError) else (error.strerror or str(error)).lower()
-            raise Damaged(f"{show(path)}: {reason}; {REPAIR}") from None
-        if len(content) != expected:
-            raise Damaged(f"{show(path)}: expected {expected} bytes, found {len(content)}; {REPAIR}")
-        if len(self._maps) >= MAX_OPEN:
-            self._maps.popitem(last=False)
-        index = self._index(owner)
-        if not self.manifest.layout.plausible(index, expected):
+        self._map(self._tars, owner, shard.name)
+        if not self.manifest.layout.plausible(self.manifest.index(shard), self._tars.sizes[owner]):
             raise Damaged(f"{show(self.folder / shard.index_name)}: does not fit its shard; {REPAIR}")
-        self._maps[owner] = content, self.manifest.layout.decode(np.frombuffer(content, np.uint8), index)
-        return self._maps[owner]
+        self._map(self._indexes, owner, shard.index_name)
+        self._open[owner] = True
 
-    def _check(self, owner: int, indices: np.ndarray) -> None:
-        """Compares the CRC of members this process has not touched yet with the index."""
-        fresh = np.unique(indices[self._unchecked[indices]])
-        if not len(fresh):
-            return
-        shard = self.manifest.shards[owner]
-        rows = self._index(owner)[fresh - shard.first]
-        content = memoryview(self._maps[owner][0])
-        places = zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True)
-        found = [zlib.crc32(content[offset : offset + length]) for offset, length in places]
-        wrong = fresh[rows["crc32"] != found]
-        if len(wrong):
-            raise Damaged(
-                f"{show(self.folder / shard.name)}: sample {wrong[0]:08d} differs from its checksum; {REPAIR}"
-            )
-        self._unchecked[fresh] = False
-        self._num_unchecked -= len(fresh)
+    def _map(self, mapping: Mapping, owner: int, name: str) -> None:
+        path = self.folder / name
+        try:
+            mapping.add(owner, path)
+        except OSError as error:
+            raise Damaged(f"{show(path)}: {(error.strerror or str(error)).lower()}; {REPAIR}") from None
+        except WrongSize as found:
+            expected = mapping.sizes[owner]
+            raise Damaged(f"{show(path)}: expected {expected} bytes, found {found}; {REPAIR}") from None
 
-    def _index(self, owner: int) -> np.ndarray:
-        """A shard's index, checked against its digest and then mapped; the newest few are kept."""
-        if owner not in self._indexes:
-            if len(self._indexes) >= MAX_OPEN:
-                self._indexes.popitem(last=False)
-            shard = self.manifest.shards[owner]
-            start = len(self.manifest.read(shard.index_name)) - shard.count * INDEX.itemsize
-            self._indexes[owner] = np.memmap(self.folder / shard.index_name, INDEX, "r", start, (shard.count,))
-        return self._indexes[owner]
+    # --- their bytes ---
+
+    def _gather(self, indices: np.ndarray, layout: ArrayLayout) -> np.ndarray:
+        """`read` of at most MAX_OPEN samples."""
+        owners, rows = self._places(indices)
+        begins = self._tars.starts[owners] + (indices - self._firsts[owners]) * layout.stride + BLOCK
+        head, size = len(layout.header), layout.length - len(layout.header)
+        raw = self._tars.items(np.dtype(f"V{size}"))[begins + head]
+        fresh = np.flatnonzero(self._unchecked[indices])
+        if len(fresh):
+            content, header = raw.view(np.uint8).data, zlib.crc32(layout.header)
+            found = [zlib.crc32(content[place * size : (place + 1) * size], header) for place in fresh.tolist()]
+            heads = self._tars.items(np.dtype(f"V{head}"))[begins[fresh]].view(np.uint8).reshape(-1, head)
+            right = (heads == np.frombuffer(layout.header, np.uint8)).all(axis=1)
+            self._check(indices[fresh], right & (self._index_rows[rows[fresh]]["crc32"] == found))
+        return raw.view(layout.dtype).reshape(len(indices), *layout.shape)
+
+    def _check(self, indices: np.ndarray, right: np.ndarray) -> None:
+        """Remembers samples whose members have the CRC that the index says; refuses the first that has not."""
+        if not right.all():
+            wrong = int(indices[int(np.argmin(right))])
+            shard = self.manifest.shards[int(np.searchsorted(self._firsts, wrong, side="right")) - 1]
+            raise Damaged(f"{show(self.folder / shard.name)}: sample {wrong:08d} differs from its checksum; {REPAIR}")
+        self._unchecked[indices] = False

@@ -14,7 +14,7 @@ import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -38,6 +38,13 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 def to_npy(values: np.ndarray) -> bytes:
     """A whole .npy file of a little-endian array."""
     return npy_header(values.shape, values.dtype) + values.tobytes()
+
+
+def npy_pieces(values: np.ndarray) -> Iterator[bytes]:
+    """The .npy file of a vector of little-endian numbers: its header, and then its values a megabyte at a time."""
+    yield npy_header(values.shape, values.dtype)
+    for start in range(0, len(values), 1 << 17):
+        yield values[start : start + (1 << 17)].tobytes()
 
 
 def from_npy(content: bytes) -> memoryview:
@@ -156,18 +163,28 @@ def _strides(lengths: np.ndarray) -> np.ndarray:
 
 def _headers(first: int, extension: str, lengths: np.ndarray) -> np.ndarray:
     """(n, 512) ustar headers of members named by number."""
-    count = len(lengths)
-    headers = np.zeros((count, BLOCK), np.uint8)
+    digits, last = max(8, len(str(first))), first + len(lengths) - 1
+    if last >= 10**digits:  # names grow by a digit in between
+        cut = 10**digits - first
+        halves = _headers(first, extension, lengths[:cut]), _headers(first + cut, extension, lengths[cut:])
+        return np.concatenate(halves)
+    empty = np.zeros(BLOCK, np.uint8)
     fields = {100: b"0000644\0", 108: b"0000000\0", 116: b"0000000\0", 136: b"00000000000\0", 148: b"        "}
-    for place, field in (fields | {156: b"0", 257: b"ustar\x0000"}).items():
-        headers[:, place : place + len(field)] = np.frombuffer(field, np.uint8)
-    names = np.array([b"%08d.%b" % (number, extension.encode()) for number in range(first, first + count)], "S100")
-    headers[:, :100] = names.view(np.uint8).reshape(count, 100)
-    sizes = np.array([b"%011o" % length for length in lengths.tolist()], "S12")
-    headers[:, 124:136] = sizes.view(np.uint8).reshape(count, 12)
-    checksums = np.array([b"%06o\0 " % value for value in headers.sum(axis=1, dtype=np.int64)], "S8")
-    headers[:, 148:156] = checksums.view(np.uint8).reshape(count, 8)
+    fields |= {digits: b"." + extension.encode(), 156: b"0", 257: b"ustar\x0000"}
+    for place, field in fields.items():
+        empty[place : place + len(field)] = np.frombuffer(field, np.uint8)
+    headers = np.tile(empty, (len(lengths), 1))
+    headers[:, :digits] = _figures(np.arange(first, last + 1), 10, digits)
+    headers[:, 124:135] = _figures(lengths, 8, 11)
+    checksums = int(empty.sum()) + headers[:, :digits].sum(axis=1) + headers[:, 124:135].sum(axis=1)
+    headers[:, 148:154] = _figures(checksums.astype(np.int64), 8, 6)
+    headers[:, 154] = 0
     return headers
+
+
+def _figures(numbers: np.ndarray, radix: int, width: int) -> np.ndarray:
+    """(n, width) the ASCII figures of numbers ≥ 0, zeros in front."""
+    return numbers[:, None] // radix ** np.arange(width - 1, -1, -1) % radix + ord("0")
 
 
 def _rows(blocks: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, place: int) -> np.ndarray:
@@ -175,8 +192,9 @@ def _rows(blocks: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, place: i
     rows = np.zeros(len(offsets), INDEX)
     rows["offset"], rows["length"] = offsets + place, lengths
     content = blocks.data
-    members = [content[start : start + length] for start, length in zip(offsets, lengths, strict=True)]
+    places = zip(offsets.tolist(), lengths.tolist(), strict=True)
+    members = [content[start : start + length] for start, length in places]
     rows["crc32"] = [zlib.crc32(member) for member in members]
-    digests = b"".join(hashlib.sha256(member).digest()[:16] for member in members)
-    rows["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 16)
+    digests = b"".join([hashlib.sha256(member).digest() for member in members])
+    rows["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)[:, :16]
     return rows

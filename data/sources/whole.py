@@ -91,7 +91,7 @@ class WholeSource(RawSource):
         scale = self.scale or (255.0 if dtype == np.uint8 and high > 1 else 1.0)
         labels, classes = self._labels
         about: dict[str, Any] = {"shape": list(shape), "dtype": dtype.name, "scale": scale, "classes": list(classes)}
-        about["labels"] = {name: durable.digest_bytes(values.tobytes()) for name, values in labels.items()}
+        about["labels"] = {name: _digest(values) for name, values in labels.items()}
         return Description(
             kind=type(self).__name__.lower(),
             sets={name: len(table.data) for name, table in self._tables.items()},
@@ -118,15 +118,23 @@ def number_labels(tables: dict[str, Table]) -> tuple[dict[str, np.ndarray], tupl
     names = np.unique(np.concatenate(present)) if present else np.zeros(0, np.int64)
     labels = {}
     for name, (values, known) in found.items():
+        if not known.any():
+            labels[name] = _unlabeled(len(values))
+            continue
         labels[name] = np.full(len(values), -1, np.int64)
         labels[name][known] = np.searchsorted(names, values[known])
     return labels, tuple(str(name) for name in names)
 
 
+def _unlabeled(number: int) -> np.ndarray:
+    """So many −1, in the memory of one."""
+    return np.broadcast_to(np.int64(-1), number)
+
+
 def _plain_labels(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """A set's labels as int64 or text, and which of them are known."""
     if table.labels is None:
-        return np.full(len(table.data), -1, np.int64), np.zeros(len(table.data), bool)
+        return _unlabeled(len(table.data)), np.zeros(len(table.data), bool)
     labels, where = np.asarray(table.labels), table.labels_where or table.where
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -183,6 +191,13 @@ def _check_finite(chunk: np.ndarray, start: int, where: str) -> None:
         raise InputError(
             f"{where}: value {place} of sample {start + row} is {values[place]}; expected a finite 32-bit number"
         )
+
+
+def _digest(values: np.ndarray) -> str:
+    content = hashlib.sha256()
+    for _, chunk in _chunks(values):
+        content.update(chunk.data)
+    return content.hexdigest()
 
 
 def _chunks(data: np.ndarray, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
