@@ -209,8 +209,7 @@ class Tar(Archive):
 
     def _require_end(self, place: int, end: int) -> None:
         """Nothing but zeros, and a block of them at least. Errors: tarfile.ReadError."""
-        place = min(place, end - BLOCK)
-        if place < 0:
+        if place + BLOCK > end:
             raise tarfile.ReadError("cut short")
         while place < end:
             part = os.pread(self._plain.fileno(), READ_BYTES, place)

@@ -92,10 +92,9 @@ class Tree(ABC):
         return durable.digest_bytes(content) if self.by_content else durable.digest_value([entry.size, entry.stamp])
 
     def where(self, entry: Entry | str) -> str:
-        """The file in a message: printable, one line, and its end where it is long."""
-        path = entry.path if isinstance(entry, Entry) else entry
-        text = show(f"{self.name}/{path}", 10_000)
-        return text if len(text) <= 120 else f"…{text[-119:]}"
+        """The file in a message: printable, one line, and of long names their ends."""
+        path = shown(entry.path if isinstance(entry, Entry) else entry, 80)
+        return f"{shown(self.address, 119 - len(path)).rstrip('/')}/{path}"
 
     def changed(self, entry: Entry) -> InputError:
         return InputError(f"{self.where(entry)}: changed while it was read; run again once nobody writes it")

@@ -65,14 +65,14 @@ def local_path(path: str) -> Path:
     return Path(path.removeprefix("file://"))
 
 
-def shown(path: str) -> str:
-    """An address as messages may show it: without passwords and signed queries."""
-    match = _ADDRESS.match(path)
-    if match is None:
-        return show(path)
-    parts = urlsplit(path)
-    host = parts.netloc.rpartition("@")[2]
-    return show(urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", "")))
+def shown(path: str, limit: int = 120) -> str:
+    """A path or address as messages may show it: no passwords, no signed queries, and its end where it is too long."""
+    if _ADDRESS.match(path):
+        parts = urlsplit(path)
+        host = parts.netloc.rpartition("@")[2]
+        path = urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+    text = show(path, 10 * len(path) + 10)
+    return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
 
 def local_file(path: str) -> Path:

@@ -35,6 +35,8 @@ class Audio(RawSource):
         if length < 2 or hop < 1:
             raise InputError(f"frames of {length} samples, {hop} apart; raise frame_ms, hop_ms or sample_rate")
         self.mel = LogMel(source.sample_rate, source.mels, length, hop)
+        if not self.mel.filters.any(axis=1).all():
+            raise InputError(f"{source.mels} mels are too many for frames of {length} samples: some hear nothing")
 
     def fingerprint(self) -> str:
         settings = self.source.model_dump(exclude={"kind", "path"})
@@ -49,16 +51,18 @@ class Audio(RawSource):
         return np.repeat(np.array(numbers, np.int64), self._windows[set_name])
 
     def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
-        recordings, frames = self._recordings[set_name], self.source.frames
+        recordings = self._recordings[set_name]
         firsts = np.cumsum([0, *self._windows[set_name]])
-        held, windows = -1, np.zeros(0, np.float32)
+        held, sound = -1, np.zeros(0, np.float32)
+        window, span = self.source.frames * self.mel.hop, (self.source.frames - 1) * self.mel.hop + self.mel.length
         for row in rows:
             file = int(np.searchsorted(firsts, row, "right")) - 1
             entry = recordings[file][0]
             if file != held:
-                held, windows = file, self._frames(entry, self.tree.read(entry, MAX_BYTES))
+                held, sound = file, self._sound(entry, self.tree.read(entry, MAX_BYTES))
             number = row - int(firsts[file])
-            yield f"{entry.path}#{number}", windows[number * frames : (number + 1) * frames]
+            part = sound[number * window :][:span]
+            yield f"{entry.path}#{number}", self.mel.frames(part)
 
     def _describe(self) -> Description:
         labels = {name: self.labels(name) for name in self._recordings}
@@ -110,7 +114,8 @@ class Audio(RawSource):
         """Samples per channel at the recipe's rate."""
         return -(-header.length * self.source.sample_rate // header.rate)
 
-    def _frames(self, entry: Entry, content: bytes) -> np.ndarray:
+    def _sound(self, entry: Entry, content: bytes) -> np.ndarray:
+        """(samples,) float32 at the recipe's rate, one channel."""
         where = self.tree.where(entry)
         header = read_header(content, entry.size, where)
         sound = read_mono(content, header, where)
@@ -119,7 +124,7 @@ class Audio(RawSource):
 
             common = math.gcd(self.source.sample_rate, header.rate)
             sound = resample_poly(sound, self.source.sample_rate // common, header.rate // common)
-        return self.mel.frames(sound)
+        return np.asarray(sound, np.float32)
 
 
 def _is_sound(entry: Entry) -> bool:

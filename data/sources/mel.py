@@ -61,7 +61,7 @@ class LogMel:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Of the values, for sound in [−1, 1]. Above: Parseval, Σ_k P_k ≤ n_fft Σ_t w_t², twice for a resampler's peaks."""
+        """Of the values, for sound in [−1, 1]; above: Parseval, Σ_k P_k ≤ n_fft Σ_t w_t² x_t², |x| < 2 resampled."""
         return float(np.log(FLOOR)), float(np.log(4 * self.fft_length * np.square(self.window).sum()))
 
 

@@ -49,7 +49,7 @@ class Collection(Protocol):
 
 
 class Texts(RawSource):
-    """Samples (n,) uint8, a text's UTF-8; or (words,) uint16, uint32 where a text holds a word more than 65,535 times."""
+    """Samples (n,) uint8, a text's UTF-8; or (words,) uint16, uint32 where a text has a word more than 65,535 times."""
 
     def __init__(self, source: conf.TextSource) -> None:
         super().__init__(source)
