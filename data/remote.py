@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from conf.errors import InputError, OutputError, show
 from data import durable
@@ -32,6 +32,7 @@ READ_BYTES = 4 << 20
 
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://")
 _COMMAND = re.compile(r"[\s{\[('\"]*pipe:", re.IGNORECASE)  # webdataset runs what follows in a shell
+_SECRET = re.compile(r"^(\s*[A-Za-z0-9+.-]*://)[^/]*@")
 _STAMPS = (  # in lower case, the most telling first
     *("etag", "generation", "content-md5", "md5hash"),
     *("last-modified", "lastmodified", "last_modified", "updated", "mtime", "modified", "created"),
@@ -68,9 +69,8 @@ def local_path(path: str) -> Path:
 def shown(path: str, limit: int = 120) -> str:
     """A path or address as messages may show it: no passwords, no signed queries, and its end where it is too long."""
     if _ADDRESS.match(path):
-        parts = urlsplit(path)
-        host = parts.netloc.rpartition("@")[2]
-        path = urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+        path = _SECRET.sub(r"\1", path)
+        path = f"{path.partition('?')[0]}?…" if "?" in path else path
     text = show(path, 10 * len(path) + 10)
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
@@ -137,7 +137,7 @@ class Remote:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.scheme = urlsplit(address).scheme
+        self.scheme = address.partition("://")[0]
 
     def status(self, name: str | None = None) -> Status:
         """Of the address, or of a file found by `files`. Errors: InputError if it is not there or not answered for."""
@@ -224,7 +224,8 @@ def _failures() -> tuple[type[Exception], ...]:
 def _stamp(info: dict[str, Any]) -> str:
     lower = {key.lower(): value for key, value in info.items()}
     value = next((lower[key] for key in _STAMPS if lower.get(key) is not None), "")
-    return str(value.isoformat() if hasattr(value, "isoformat") else value).strip('"')
+    seconds = value.timestamp() if hasattr(value, "timestamp") else value  # as backends list them, one way or the other
+    return str(seconds).strip('"')
 
 
 def _parts(file: Any, limit: int) -> Iterator[bytes]:
