@@ -23,8 +23,7 @@ from data.files import open_tree
 from data.remote import SCHEMES, fingerprint, is_remote, local_file, shown
 from data.sources import RawSource, open_source
 from tests.raw_folders import RANDOM, everything
-from tests.test_files import CONTENT, contents, tar_bytes, zip_bytes
-from tests.test_files import member as tar_member
+from tests.raw_trees import CONTENT, contents, member, tar_bytes, zip_bytes
 
 
 @pytest.fixture
@@ -284,9 +283,7 @@ def test_names_that_no_remote_file_may_have(memory: Any, name: str) -> None:
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_remote_archive(memory: Any, cache: Path, kind: str) -> None:
     whole = (
-        zip_bytes(list(CONTENT.items()))
-        if kind == "zip"
-        else tar_bytes([(tar_member(n), c) for n, c in CONTENT.items()])
+        zip_bytes(list(CONTENT.items())) if kind == "zip" else tar_bytes([(member(n), c) for n, c in CONTENT.items()])
     )
     memory.pipe_file(f"/bucket/tree.{kind}", whole)
     tree = open_tree(f"memory://bucket/tree.{kind}")
