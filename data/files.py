@@ -179,19 +179,23 @@ class Folder(Listed):
         return Path(item.path).resolve().is_relative_to(self._root.resolve())
 
     def _read(self, entry: Entry, size: int) -> bytes:
-        path = self._root / entry.path
+        path = f"{self._root}/{entry.path}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # never waits for a pipe's writer
-            with os.fdopen(descriptor, "rb") as file:
+            try:
                 before = os.fstat(descriptor)
                 if not stat.S_ISREG(before.st_mode) or (before.st_size, stamp(before)) != (entry.size, entry.stamp):
                     raise self.changed(entry)
-                content = file.read(size)
+                content = os.read(descriptor, size)
+                while len(content) < min(size, entry.size) and (part := os.read(descriptor, size - len(content))):
+                    content += part
                 if stamp(os.fstat(descriptor)) != entry.stamp:
                     raise self.changed(entry)
                 return content
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable(Path(path), error) from None
 
 
 class RemoteFolder(Listed):

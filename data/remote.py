@@ -71,7 +71,7 @@ def shown(path: str, limit: int = 120) -> str:
     if _ADDRESS.match(path):
         path = _SECRET.sub(r"\1", path)
         path = f"{path.partition('?')[0]}?…" if "?" in path else path
-    text = show(path, 10 * len(path) + 10)
+    text = path if path.isprintable() else show(path, 10 * len(path) + 10)
     return text if len(text) <= limit else f"…{text[1 - limit :]}"
 
 

@@ -17,7 +17,8 @@ from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
 from data.sources import RawSource, open_source
-from tests.raw_folders import RANDOM, everything, refused
+from tests.raw_folders import RANDOM, everything, real, refused
+from tests.raw_trees import packed
 
 
 def images(folder: Path, **settings: Any) -> RawSource:
@@ -173,3 +174,41 @@ def test_any_folder_name_works(tmp_path: Path, name: str) -> None:
     manifest = ingest(source, tmp_path / name / ".shards", shard_size=1)
     assert list(manifest.keys("train")) == [f"{name}/a.png", f"{name}/b.png"] and manifest.classes == (name,)
     assert len(Reader(manifest.folder).read(np.arange(2))) == 2
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_packed_images_are_those_of_the_folder(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "tree.folder"
+    for key in ("train/cat/1.png", "train/dog/2.png", "test/dog/3.png"):
+        picture(root / key, gray())
+    (root / "README.md").write_text("notes")
+    content = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
+    folder, archive = images(root, size=[4, 6]), images(packed(tmp_path, kind, content), size=[4, 6])
+    assert archive.describe() == folder.describe()
+    for set_name in ("train", "test"):
+        found, expected = everything(archive, set_name), everything(folder, set_name)
+        assert found[0] == expected[0] and np.array_equal(found[1], expected[1]) and found[2] == expected[2]
+    (root / "README.md").write_text("other notes")
+    folder.require_unchanged()
+
+
+def test_another_process_reads_without_describing(tmp_path: Path) -> None:
+    for key in ("cat/1.png", "dog/2.png", "dog/3.png"):
+        picture(tmp_path / key, gray())
+    first, second = images(tmp_path), images(tmp_path)
+    second.expect(first.describe(), first.seen)
+    assert [key for key, _ in second.samples("train", [0, 2])] == ["cat/1.png", "dog/3.png"]
+    assert list(second.keys("train")) == list(first.keys("train"))
+    assert second.labels("train").tolist() == [0, 1, 1]
+    picture(tmp_path / "dog" / "3.png", gray())
+    with pytest.raises(InputError, match="3.png: changed"):
+        list(second.samples("train", [2]))
+    with pytest.raises(InputError, match="changed while"):
+        images(tmp_path).expect(first.describe(), first.seen)
+
+
+def test_real_photographs_in_a_zip() -> None:
+    source = images(real("bsds500_images", "bsds500_train200.zip"), size=[32, 48])
+    assert source.describe().sets == {"train": 200} and source.describe().labeled == {"train": 0}
+    key, value = next(iter(source.samples("train", [0])))
+    assert key == "images/train/100075.jpg" and value.shape == (32, 48) and 50 < value.mean() < 200

@@ -19,6 +19,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP")
 MAX_PIXELS = 64 << 20
 MAX_BYTES = 64 << 20  # of a file
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow modes with more than 8 bits, which it clips on conversion
+ORIENTATION = 0x0112  # EXIF tag; 1: upright
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limit is below Pillow's
 
 
 def picture_shape(size: tuple[int, int], channels: int) -> tuple[int, ...]:
@@ -32,9 +35,7 @@ def check_header(content: bytes, where: str) -> Image.Image:
     Errors: InputError for anything but one picture of a known format, with at most 8 bits a channel and MAX_PIXELS.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is below Pillow's
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise _too_large(where) from None
     except (OSError, ValueError, SyntaxError):
@@ -53,11 +54,13 @@ def decode(content: bytes, where: str, *, size: tuple[int, int], channels: int) 
     """(height, width) for one channel, (3, height, width) for three, uint8. Errors: InputError, naming `where`."""
     image = check_header(content, where)
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{where}: cannot be decoded ({show(error)}); replace it") from None
     if image.size != (size[1], size[0]):
