@@ -241,8 +241,10 @@ def _allowed() -> str:
 
 
 def _cache() -> Path:
-    named = os.environ.get(CACHE)
-    return Path(named) / "raw" if named else _private(os.getpid())
+    """Where none is named, one is: processes that this one starts then share its copies, and leave none behind."""
+    if CACHE not in os.environ:
+        os.environ[CACHE] = str(_private(os.getpid()))
+    return Path(os.environ[CACHE]) / "raw"
 
 
 @cache

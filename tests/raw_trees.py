@@ -8,7 +8,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from data.files import Tree
+import pytest
+
+from conf.errors import InputError
+from data.files import Tree, open_tree
 
 CONTENT = {"cat/a.txt": b"one", "cat/sub/ü.txt": b"two" * 1000, "dog/b.txt": b"", "loose.txt": b"\x00\xff"}
 PACKED = ("folder", "zip", "tar", "tar.gz", "tgz")
@@ -54,3 +57,13 @@ def packed(folder: Path, kind: str, content: dict[str, bytes] = CONTENT) -> Path
 
 def contents(tree: Tree) -> dict[str, bytes]:
     return {entry.path: tree.read(entry, LIMIT) for entry in tree.entries()}
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(InputError) as caught:
+        tree = open_tree(str(path))
+        for entry in tree.entries():
+            tree.read(entry, LIMIT)
+    message = str(caught.value)
+    assert "\n" not in message and message.isprintable() and len(message) < 500
+    return message

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import conf
 import data.remote
 from conf.errors import InputError, OutputError
 from data.files import open_tree
+from data.ingest import ingest
 from data.remote import SCHEMES, fingerprint, is_remote, local_file, shown
 from data.sources import RawSource, open_source
 from tests.raw_folders import RANDOM, everything
@@ -66,8 +69,6 @@ def refused(path: str) -> str:
 
 
 def picture(size: int = 4) -> tuple[np.ndarray, bytes]:
-    import io
-
     file, pixels = io.BytesIO(), RANDOM.integers(0, 256, (size, size), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
     return pixels, file.getvalue()
@@ -111,6 +112,14 @@ def test_addresses_that_may_not_be_named(tmp_path: Path, address: str, monkeypat
             open_source(conf.Data.model_validate({"source": {"kind": kind, "path": address, **more}}).source).describe()
     listening.clear()
     assert not started and not list(tmp_path.iterdir())
+
+
+def test_the_control_of_commands(tmp_path: Path) -> None:
+    """What a stock reader of WebDataset shards makes of such an address."""
+    from webdataset.gopen import gopen
+
+    gopen(f"pipe:touch '{tmp_path}/owned'").close()
+    assert (tmp_path / "owned").exists()
 
 
 @pytest.mark.parametrize("path", ["a", "/a/b.npy", "c:d", "a::b", "windpipe:1", "a://b"[1:], "-", "file:///a"])
@@ -165,17 +174,14 @@ def test_no_name_leads_out_of_the_cache(memory: Any, cache: Path, name: str) -> 
 def test_a_private_copy_ends_with_the_process(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STRATA_CACHE", raising=False)
     memory.pipe_file("/a", b"x")
-    folder = local_file("memory://a").parent.parent
-    assert folder.exists()
-    import subprocess
-
-    code = (
+    assert local_file("memory://a").is_relative_to(os.environ.pop("STRATA_CACHE"))
+    code = (  # a fork that ends in the usual way leaves its parent's copies alone
         "import os, fsspec, data.remote as r\n"
         "fsspec.filesystem('memory').pipe_file('/a', b'x')\n"
         "path = r.local_file('memory://a')\n"
         "if os.fork() == 0: raise SystemExit\n"
         "os.wait()\n"
-        "print(path.parent.parent, path.exists())"
+        "print(path.parents[2], path.exists())"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     path, existed = ended.stdout.split()
@@ -324,6 +330,22 @@ def test_remote_pictures_are_known_by_their_listing(memory: Any, cache: Path) ->
     with pytest.raises(InputError, match="changed while"):
         images("memory://photos").expect(description, source.seen)
     assert images("memory://photos").describe().content != description.content
+
+
+def test_several_processes_ingest_from_a_web_server(web: tuple[str, Path], cache: Path, tmp_path: Path) -> None:
+    address, folder = web
+    for number in range(6):
+        (folder / "tree" / "cat").mkdir(parents=True, exist_ok=True)
+        (folder / "tree" / "cat" / f"{number}.png").write_bytes(picture()[1])
+    (folder / "texts.txt").write_bytes(b"one\n\ntwo\nthree\nfour\n")
+    recipes = {
+        "tree": conf.ImagesSource(kind="images", path=f"{address}/tree", size=[4, 4]),
+        "texts": conf.TextSource(kind="text", path=f"{address}/texts.txt", vocabulary=3),
+    }
+    for name, recipe in recipes.items():
+        alone = ingest(open_source(recipe), tmp_path / name / "1", shard_size=1)
+        shared = ingest(open_source(recipe), tmp_path / name / "2", shard_size=1, workers=2)
+        assert alone.samples_digest == shared.samples_digest and alone.sets == shared.sets
 
 
 # --- S3 ------------------------------------------------------------------------------------------------------------

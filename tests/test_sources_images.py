@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import conf
+import data.sources.pictures
 from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
@@ -105,14 +106,19 @@ def test_images_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png", gray())
     content = (tmp_path / "a.png").read_bytes()
+    bombs = []
     for width, height in ((10_000, 10_000), (60_000, 60_000)):
         chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
         bomb = content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
         (tmp_path / "a.png").write_bytes(bomb)
+        bombs.append(bomb)
         assert "Mi pixels" in refused(images(tmp_path))
+    (tmp_path / "a.png").write_bytes(bombs[0])
+    monkeypatch.setattr(data.sources.pictures, "MAX_PIXELS", 1 << 40)
+    assert images(tmp_path).describe().sets == {"train": 1}  # without the limit it would be decoded
 
 
 def test_links_and_devices_in_a_tree(tmp_path: Path) -> None:
