@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 import conf
+import data.sources.pictures
 from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
 from data.sources import RawSource, open_source
-from tests.raw_folders import RANDOM, everything, refused
+from tests.raw_folders import RANDOM, everything, real, refused
+from tests.raw_trees import packed
 
 
 def images(folder: Path, **settings: Any) -> RawSource:
@@ -50,7 +52,7 @@ def test_a_tree_of_images(tmp_path: Path) -> None:
     assert labels == [0, 0, 1, 2, -1]
     for key, pixels in pictures.items():
         assert np.array_equal(values[keys.index(key)], pixels)
-    assert [key for key, _ in source.samples("train", 1, 3)] == keys[1:3]
+    assert [key for key, _ in source.samples("train", range(1, 3))] == keys[1:3]
 
 
 def test_sets_of_images(tmp_path: Path) -> None:
@@ -104,14 +106,19 @@ def test_images_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png", gray())
     content = (tmp_path / "a.png").read_bytes()
+    bombs = []
     for width, height in ((10_000, 10_000), (60_000, 60_000)):
         chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
         bomb = content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
         (tmp_path / "a.png").write_bytes(bomb)
+        bombs.append(bomb)
         assert "Mi pixels" in refused(images(tmp_path))
+    (tmp_path / "a.png").write_bytes(bombs[0])
+    monkeypatch.setattr(data.sources.pictures, "MAX_PIXELS", 1 << 40)
+    assert images(tmp_path).describe().sets == {"train": 1}  # without the limit it would be decoded
 
 
 def test_links_and_devices_in_a_tree(tmp_path: Path) -> None:
@@ -173,3 +180,41 @@ def test_any_folder_name_works(tmp_path: Path, name: str) -> None:
     manifest = ingest(source, tmp_path / name / ".shards", shard_size=1)
     assert list(manifest.keys("train")) == [f"{name}/a.png", f"{name}/b.png"] and manifest.classes == (name,)
     assert len(Reader(manifest.folder).read(np.arange(2))) == 2
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_packed_images_are_those_of_the_folder(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "tree.folder"
+    for key in ("train/cat/1.png", "train/dog/2.png", "test/dog/3.png"):
+        picture(root / key, gray())
+    (root / "README.md").write_text("notes")
+    content = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.*")}
+    folder, archive = images(root, size=[4, 6]), images(packed(tmp_path, kind, content), size=[4, 6])
+    assert archive.describe() == folder.describe()
+    for set_name in ("train", "test"):
+        found, expected = everything(archive, set_name), everything(folder, set_name)
+        assert found[0] == expected[0] and np.array_equal(found[1], expected[1]) and found[2] == expected[2]
+    (root / "README.md").write_text("other notes")
+    folder.require_unchanged()
+
+
+def test_another_process_reads_without_describing(tmp_path: Path) -> None:
+    for key in ("cat/1.png", "dog/2.png", "dog/3.png"):
+        picture(tmp_path / key, gray())
+    first, second = images(tmp_path), images(tmp_path)
+    second.expect(first.describe(), first.seen)
+    assert [key for key, _ in second.samples("train", [0, 2])] == ["cat/1.png", "dog/3.png"]
+    assert list(second.keys("train")) == list(first.keys("train"))
+    assert second.labels("train").tolist() == [0, 1, 1]
+    picture(tmp_path / "dog" / "3.png", gray())
+    with pytest.raises(InputError, match="3.png: changed"):
+        list(second.samples("train", [2]))
+    with pytest.raises(InputError, match="changed while"):
+        images(tmp_path).expect(first.describe(), first.seen)
+
+
+def test_real_photographs_in_a_zip() -> None:
+    source = images(real("bsds500_images", "bsds500_train200.zip"), size=[32, 48])
+    assert source.describe().sets == {"train": 200} and source.describe().labeled == {"train": 0}
+    key, value = next(iter(source.samples("train", [0])))
+    assert key == "images/train/100075.jpg" and value.shape == (32, 48) and 50 < value.mean() < 200

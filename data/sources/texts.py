@@ -1,0 +1,204 @@
+"""Texts: a tree of files, one text each (class = folder), or one file with a text a line.
+
+A text is kept as it is, control characters included, as UTF-8; only a byte order mark before it is none of it. With
+`vocabulary` a sample is instead how often each of the train set's most frequent words occurs in it. Bytes that are not
+of the encoding are refused, never replaced. What is NOT here: trees (data/files.py), lines, words (files beside this).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+import conf
+from conf.errors import InputError, show
+from data import durable
+from data.files import Entry, divide, is_archive, number_classes, open_tree
+from data.remote import is_remote, local_path
+from data.sources import Description, RawSource
+from data.sources.lines import MAX_TEXT, Lines
+from data.sources.words import Tally, Vocabulary, count_dtype
+
+LINE_FILES = (".txt", ".txt.gz", ".text", ".lines")  # at an address, where a folder cannot be told from a file
+MARK = b"\xef\xbb\xbf"
+
+
+class Collection(Protocol):
+    """Texts where they lie, as bytes in their own encoding."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str: ...
+
+    def sizes(self) -> dict[str, int]: ...
+
+    def keys(self, set_name: str) -> Iterator[str]: ...
+
+    def labels(self, set_name: str) -> np.ndarray: ...
+
+    def classes(self) -> tuple[str, ...]: ...
+
+    def read(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, str, int, bytes]]:
+        """(key, file in a message, place of the text in it, bytes)."""
+        ...
+
+
+class Texts(RawSource):
+    """Samples (n,) uint8, a text's UTF-8; or (words,) uint16, uint32 where a text has a word more than 65,535 times."""
+
+    def __init__(self, source: conf.TextSource) -> None:
+        super().__init__(source)
+        self.collection: Collection = _Lines(source.path) if _is_file(source.path) else _Files(source.path)
+
+    def fingerprint(self) -> str:
+        return durable.digest_value([self.collection.fingerprint(), self._settings])
+
+    def keys(self, set_name: str) -> Iterator[str]:
+        return self.collection.keys(set_name)
+
+    def labels(self, set_name: str) -> np.ndarray:
+        return self.collection.labels(set_name)
+
+    def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+        if self.source.vocabulary is None:
+            for key, text in self._texts(set_name, rows):
+                yield key, np.frombuffer(text, np.uint8)
+        else:
+            description = self.describe()
+            vocabulary = Vocabulary(description.features)
+            for key, text in self._texts(set_name, rows):
+                yield key, _as_type(vocabulary.counts(text.decode()), description.dtype, key)
+
+    def _texts(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+        for key, where, place, content in self.collection.read(set_name, rows):
+            yield key, to_utf8(content, self.source.encoding, where, place)
+
+    def _describe(self) -> Description:
+        sizes, size = self.collection.sizes(), self.source.vocabulary
+        tally, content = Tally(), hashlib.sha256()
+        low, high = MAX_TEXT, 0
+        for set_name, count in sizes.items():
+            for key, text in self._texts(set_name, range(count)):
+                low, high = min(low, len(text)), max(high, len(text))
+                content.update(durable.canonical([set_name, key, len(text)]) + text)
+                if size is not None:
+                    tally.add(text.decode(), counted=set_name == "train")
+        words = tally.frequent(size, self.source.stop_words) if size is not None else ()
+        if size is not None and not words:
+            raise InputError(f"{self.collection.name}: no words in its train set, so there is no vocabulary to count")
+        about = {"texts": content.hexdigest(), "words": list(words), "revision": self.revision}
+        highest = tally.highest(words)
+        return Description(
+            kind="text",
+            sets=sizes,
+            labeled={name: int((self.labels(name) >= 0).sum()) for name in sizes},
+            shape=() if size is None else (len(words),),
+            dtype="text" if size is None else count_dtype(highest),
+            scale=1.0,
+            low=float(low) if size is None else 0.0,
+            high=float(high if size is None else highest),
+            classes=self.collection.classes(),
+            content=durable.digest_value(about),
+            features=words,
+        )
+
+    @property
+    def _settings(self) -> list[object]:
+        return [self.source.encoding, self.source.vocabulary, self.source.stop_words]
+
+
+def to_utf8(content: bytes, encoding: str, where: str, place: int = 0) -> bytes:
+    """A text of an encoding as UTF-8. `place`: of its first byte in the file. Errors: InputError, naming the byte."""
+    if encoding != "utf-8":
+        return content.decode(encoding).encode()  # latin-1: every byte is a character
+    if place == 0:
+        place, content = (len(MARK), content[len(MARK) :]) if content.startswith(MARK) else (0, content)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: byte {place + error.start} (0x{content[error.start]:02x}) is not UTF-8; "
+            "mend it, or set encoding: latin-1 if that is what the file is written in"
+        ) from None
+    return content
+
+
+def _as_type(counts: np.ndarray, dtype: str, key: str) -> np.ndarray:
+    if counts.max(initial=0) > np.iinfo(dtype).max:
+        raise InputError(f"{show(key)}: holds a word more often than when its source was described; run again")
+    return counts.astype(dtype)
+
+
+def _is_file(path: str) -> bool:
+    if is_archive(path):
+        return False
+    return path.partition("?")[0].lower().endswith(LINE_FILES) if is_remote(path) else not local_path(path).is_dir()
+
+
+class _Lines:
+    """One set, `train`; a key is a line's number, from 1."""
+
+    def __init__(self, path: str) -> None:
+        self._lines = Lines(path)
+        self.name = self._lines.name
+
+    def fingerprint(self) -> str:
+        return self._lines.fingerprint()
+
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self._lines)}
+
+    def keys(self, set_name: str) -> Iterator[str]:
+        return map(str, self._lines.numbers())
+
+    def labels(self, set_name: str) -> np.ndarray:
+        return np.broadcast_to(np.int64(-1), (len(self._lines),))  # takes no memory
+
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, str, int, bytes]]:
+        for number, place, content in self._lines.read(rows):
+            yield str(number), f"{self.name}: line {number}", place, content
+
+
+class _Files:
+    """Sets and classes by the folders; every visible file is a text, and its path the key."""
+
+    def __init__(self, path: str) -> None:
+        self._tree = open_tree(path)
+        self.name = self._tree.name
+
+    def fingerprint(self) -> str:
+        return self._tree.fingerprint()
+
+    @cached_property
+    def _texts(self) -> dict[str, list[tuple[Entry, str]]]:
+        entries = self._tree.entries()
+        if not entries:
+            raise InputError(f"{self.name}: no files in it; expected a tree of texts, one a file")
+        return divide(entries, self.name)
+
+    def sizes(self) -> dict[str, int]:
+        return {name: len(pairs) for name, pairs in self._texts.items()}
+
+    def keys(self, set_name: str) -> Iterator[str]:
+        return (entry.path for entry, _ in self._texts[set_name])
+
+    def labels(self, set_name: str) -> np.ndarray:
+        return np.array(number_classes(self._texts)[0][set_name], np.int64)
+
+    def classes(self) -> tuple[str, ...]:
+        return number_classes(self._texts)[1]
+
+    def read(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, str, int, bytes]]:
+        texts = self._texts[set_name]
+        for entry, _ in (texts[row] for row in rows):
+            if entry.size == 0:
+                raise InputError(f"{self._tree.where(entry)}: empty; expected a text, or no file")
+            yield entry.path, self._tree.where(entry), 0, self._tree.read(entry, MAX_TEXT)
