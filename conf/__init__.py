@@ -106,7 +106,10 @@ class TableSource(Pictures, Words):
 
 
 class TextSource(Words):
-    """Texts: a tree of files (a folder, a .zip or .tar.gz; class = folder), or one file with a text a line."""
+    """Texts: a tree of files (a folder, a .zip or .tar.gz; class = folder), or one file with a text a line.
+
+    The file may be gzipped; lines of white space alone are passed over, and a sample's key is the number of its line.
+    """
 
     kind: Literal["text"]
     path: str

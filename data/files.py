@@ -227,11 +227,11 @@ class RemoteFolder(Listed):
 
     def _read(self, entry: Entry, size: int) -> bytes:
         name = self._files[entry.path].name
-        content = self._remote.read(name, size)
+        content = self._remote.read(name, size) if entry.size else b""
         status = self._remote.status(name)
         if (status.size, status.stamp) != (entry.size, entry.stamp):
             raise self.changed(entry)
-        return content[:size]
+        return content
 
 
 def open_tree(address: str) -> Tree:

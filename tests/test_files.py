@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,13 +209,19 @@ def test_a_file_that_changes_after_it_was_listed(tmp_path: Path, change: Callabl
 
 
 def test_a_write_right_after_the_listing_is_seen(tmp_path: Path) -> None:
-    """Two writes of one length within a tick of the file system's clock look the same, unless one waits."""
+    """Two writes of one length within a tick of the file system's clock, here of 10 ms, look the same; so one waits."""
     path = packed(tmp_path, "folder") / "cat" / "a.txt"
-    for number in range(20):
-        path.write_bytes(b"%03d" % number)
+
+    def write(content: bytes) -> None:
+        path.write_bytes(content)
+        tick = time.time_ns() // 10_000_000 * 10_000_000
+        os.utime(path, ns=(tick, tick))
+
+    for number in range(10):
+        write(b"%03d" % number)
         tree = open_tree(str(tmp_path / "tree.folder"))
         entry = tree.entries()[0]
-        path.write_bytes(b"%03d" % (number + 1))
+        write(b"%03d" % (number + 1))
         with pytest.raises(InputError, match="changed while it was read"):
             tree.read(entry, LIMIT)
 

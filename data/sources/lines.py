@@ -141,6 +141,6 @@ def _texts(content: np.ndarray, place: int, number: int) -> np.ndarray:
     stops = np.flatnonzero(content == NEWLINE)
     starts = np.concatenate([[0], stops[:-1] + 1])
     solid = np.add.reduceat(_SOLID[content], starts, dtype=np.int64) > 0
-    returns = (stops > starts) & (content[stops - 1] == RETURN)
+    returns = content[stops - 1] == RETURN  # before an empty line lies a newline
     rows = np.stack([starts + place, stops - returns + place, np.arange(number, number + len(stops))], axis=1)
     return rows[solid].astype(np.int64)
