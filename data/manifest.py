@@ -191,12 +191,15 @@ class Manifest:
     def keys(self, set_name: str) -> Iterator[str]:
         """The source key of every sample of a set, in order."""
         for shard in self.shards:
-            if shard.set_name != set_name:
-                continue
-            if shard.keys_name in self.files:
-                yield from (json.loads(line) for line in self.read(shard.keys_name).splitlines())
-            else:
-                yield from map(str, range(shard.row, shard.row + shard.count))
+            if shard.set_name == set_name:
+                yield from self.keys_of(shard)
+
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """The source key of every sample of a shard, in order."""
+        if shard.keys_name in self.files:
+            yield from (json.loads(line) for line in self.read(shard.keys_name).splitlines())
+        else:
+            yield from map(str, range(shard.row, shard.row + shard.count))
 
     # --- the file ---
 

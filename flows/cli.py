@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--dry-run", action="store_true", help="only say what would be written")
     found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
     found.add_argument("shards", type=Path)
+    found = command("data", _data, "what is in a folder of shards", "data shards/mnist --page mnist.html")
+    found.add_argument("shards", type=Path)
+    found.add_argument("--page", type=Path, default=None, help="draw it as an HTML page, too")
     found = command("evaluate", _evaluate, "measure a model on shards", "evaluate MODEL --shards shards/mnist")
     found.add_argument("model", type=Path, help="a model directory")
     found.add_argument("--shards", type=Path, required=True)
@@ -183,6 +186,12 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.data_commands import verify
 
     return verify(arguments.shards, silent=arguments.json)
+
+
+def _data(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.data_commands import data_in
+
+    return data_in(arguments.shards, arguments.page, silent=arguments.json)
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:

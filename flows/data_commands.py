@@ -1,4 +1,4 @@
-"""`strata ingest` and `verify`: raw data → shards, and are they still what was written?"""
+"""`strata ingest`, `verify` and `data`: raw data → shards, are they still what was written, and what is in them?"""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from data.manifest import Manifest, plan_shards
 from data.sources import RawSource, open_source
 from data.tar import ArrayLayout, layout_of
 from data.verification import verify as findings_in
+from flows import data_lines, data_page
+from flows.contents import Contents
 from flows.progress import Reporter
 
 
@@ -98,3 +100,18 @@ def verify(folder: Path, *, silent: bool) -> dict[str, Any]:
     if not silent:
         print(f"{folder}: {number:,} samples, every byte as written")
     return {"samples": number, "findings": [str(finding) for finding in findings]}
+
+
+def data_in(folder: Path, page: Path | None, *, silent: bool) -> dict[str, Any]:
+    """Says what is in a folder of shards, and draws it as a page where one is asked for. Errors: OutputError."""
+    contents = Contents(folder)
+    if not silent:
+        for line in data_lines.lines(contents):
+            print(line)
+    answer = contents.to_json() | {"page": None}
+    if page is not None:
+        data_page.write(contents, page)
+        answer["page"] = str(page)
+        if not silent:
+            print(f"\npage      {show(page, 4096)}")
+    return answer

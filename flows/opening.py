@@ -18,8 +18,8 @@ from flows import report, tracking
 from flows.engine import RecipeRun
 from flows.preparing import Prepared, prepare
 from flows.progress import Reporter
-from flows.report import public
 from flows.sent import Sent, location, read_run
+from flows.wording import public
 
 TRACKER_SECONDS = 10.0  # a run waits this long for MLflow after its last stage
 STOPPED_SECONDS = 4.0  # … after a signal

@@ -197,6 +197,32 @@ def curves(series: Mapping[str, Points], title: str, x_label: str, y_label: str)
     return frame.svg(parts, title)
 
 
+def bars(names: Sequence[str], shares: Sequence[float], edges: Sequence[str] | None, title: str, x_label: str) -> str:
+    """A histogram: one column a bin, as high as its share. Below stand the bins' names, or the edges between them."""
+    frame = _Frame(640, 260, (0.0, float(len(names))), (0.0, max(shares)))
+    frame.y0 = 0.0
+    below = {float(index): name for index, name in enumerate(edges)} if edges else {}
+    below = below or {index + 0.5: name for index, name in enumerate(names)}
+    step = -(-len(below) // 11)  # about as many as fit
+    parts = frame.axes(x_label, "share", dict(list(below.items())[::step]))
+    for index, (name, share) in enumerate(zip(names, shares, strict=True)):
+        (left, top), (right, bottom) = frame.at(index + 0.06, share), frame.at(index + 0.94, 0.0)
+        box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
+        parts.append(f'<rect class="bar" {box}><title>{escape(name)}: {share:.2%}</title></rect>')
+    return frame.svg(parts, title)
+
+
+def sparkline(shares: Sequence[float], title: str) -> str:
+    """A histogram the height of a line of text, without axes."""
+    width, height, most = 6 * len(shares), 24, max(shares) or 1.0
+    boxes = "".join(
+        f'<rect class="bar" x="{6 * i}" y="{height - height * share / most:.1f}" width="5" '
+        f'height="{height * share / most:.1f}"/>'
+        for i, share in enumerate(shares)
+    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{boxes}</svg>'
+
+
 def legend(names: Sequence[str]) -> str:
     keys = (
         f'<span><i style="background:{colour}"></i>{escape(name)}</span>'

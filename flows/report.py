@@ -2,18 +2,15 @@
 
 One function a section; a section that has nothing to show is left out, so the page of a failed or half-done run shows
 what there is. Under each section stands how to read it. Every string from outside is escaped; pictures are data URIs,
-curves inline SVG; nothing is loaded from anywhere. What is NOT here: pixels and lines (flows/pictures.py), numbers and
-verdicts in words (flows/wording.py).
+curves inline SVG; nothing is loaded from anywhere. What is NOT here: pieces of HTML (flows/markup.py), pixels and lines
+(flows/pictures.py), numbers and verdicts in words (flows/wording.py).
 """
 
 from __future__ import annotations
 
-import base64
 import math
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from conf import journal
 from conf.protocol import Result
 from data import durable
 from flows import pictures
+from flows.markup import card, cards, document, image, section, short_digest, table, text
 from flows.wording import (
     duration,
     errors_in_words,
@@ -32,7 +30,6 @@ from flows.wording import (
     metric,
     number,
     promise,
-    public,
     warning,
     with_error,
 )
@@ -92,51 +89,10 @@ def write(out: Path, run: str) -> Path:
 
 
 def page(run: Run) -> str:
-    style = Path(__file__).with_suffix(".css").read_text()
     parts = (header, what_ran, curves, filters, reconstructions, samples, likelihoods, few_labels, recipe, provenance)
     body = "\n".join(filter(None, (part(run) for part in parts)))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(run.record['run'])} · strata</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n<footer>Drawn by strata from the files of this run. One file; it loads nothing.</footer>"
-        "\n</main>\n</body>\n</html>\n"
-    )
-
-
-# --- pieces of HTML --------------------------------------------------------------------------------------------------
-
-
-def text(value: object) -> str:
-    """Escaped for HTML, without the user:password@ of an address."""
-    return escape(public(str(value)))
-
-
-def section(title: str, body: str, note: str = "") -> str:
-    reading = f'<p class="note"><b>How to read this.</b> {note}</p>' if note else ""
-    return f"<section>\n<h2>{title}</h2>\n{body}\n{reading}\n</section>"
-
-
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Columns (heading, class) and rows (class, cells); cells are HTML already. Scrolls in a box of its own."""
-    head = "".join(f'<th class="{kind}">{name}</th>' for name, kind in columns)
-    lines = []
-    for kind, cells in rows:
-        data = "".join(f'<td class="{c}">{cell}</td>' for (_, c), cell in zip(columns, cells, strict=True))
-        lines.append(f'<tr class="{kind}">{data}</tr>')
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
-
-
-def card(caption: str, small: str, content: str) -> str:
-    return f"<figure><figcaption>{caption}<small>{small}</small></figcaption>{content}</figure>"
-
-
-def image(content: bytes, alt: str) -> str:
-    return f'<img alt="{text(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-
-
-def cards(content: Sequence[str]) -> str:
-    return f'<div class="cards">{"".join(content)}</div>'
+    footer = "Drawn by strata from the files of this run. One file; it loads nothing."
+    return document(f"{run.record['run']} · strata", body, footer)
 
 
 # --- the sections, from top to bottom --------------------------------------------------------------------------------
@@ -390,16 +346,16 @@ def provenance(run: Run) -> str:
     shards = []
     for name, content in run.record.get("shards", {}).items():
         sizes = ", ".join(f"{part} {size:,}" for part, size in content["sizes"].items())
-        digests = (_digest(content.get(digest)) for digest in ("samples_digest", "labels_digest"))
+        digests = (short_digest(content.get(digest)) for digest in ("samples_digest", "labels_digest"))
         shape, folder = "×".join(map(str, content["shape"])), f"<code>{text(content['folder'])}</code>"
         shards.append(("", [f"<b>{text(name)}</b>", text(shape), text(sizes), *digests, folder]))
     stages = []
     for stage in run.stages:
         placement = stage.result.placement if stage.result else {}
         where = ", ".join(f"{key} {value}" for key, value in _flat(placement).items())
-        digest = _digest(stage.result.digest if stage.result else None)
+        digest = short_digest(stage.result.digest if stage.result else None)
         name = f"<b>{text(stage.name)}</b> {text(stage.row['flow'])}"
-        stages.append(("", [name, _digest(stage.row["key"]), digest, text(where) or "–"]))
+        stages.append(("", [name, short_digest(stage.row["key"]), digest, text(where) or "–"]))
     names = ("data", "shape", "samples", "samples digest", "labels digest", "folder")
     shard_columns = [(name, "tight" if name != "samples" else "") for name in names]
     stage_columns = [("stage", "tight"), ("key", "tight"), ("digest of its result", "tight"), ("computed with", "wide")]
@@ -407,13 +363,10 @@ def provenance(run: Run) -> str:
     note = (
         "A key names everything that enters a stage's mathematics: model, settings, seed, data and the stages below. "
         "Equal keys on the same machine type give equal results, byte for byte on a CPU; where and how it was computed "
-        "stands in the last column. Digests are SHA-256, cut to twelve digits (the whole one is the tooltip)."
+        "stands in the last column. Digests are SHA-256, cut to twelve digits (the whole one is the tooltip). "
+        "<code>strata data FOLDER</code> shows what is in a folder of shards."
     )
     return section("Provenance", body + table(stage_columns, stages), note)
-
-
-def _digest(value: object) -> str:
-    return f'<code title="{text(value)}">{text(str(value)[:12])}</code>' if value else "–"
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(num_bytes: int) -> str:
+    """`412 bytes`, `95.3 MiB`."""
+    power = min(4, max(0, (max(1, num_bytes).bit_length() - 1) // 10))
+    return f"{num_bytes / 1024**power:,.1f} {'KMGT'[power - 1]}iB" if power else f"{num_bytes:,} bytes"
+
+
 def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
