@@ -1,0 +1,347 @@
+"""How fast data move, beside what others take for the same: printed by `make bench`, one process, one thread.
+
+Samples are MNIST's size (784 uint8). Everything that is compared is run in turns, so that a busy machine slows all
+alike, and what is judged is the median of the ratios. Bounds in samples per second hold for the machine on which the
+peers ran at QUOTED; here they are scaled by what the same peer reaches in the same turn:
+
+    ours / peer ≥ bound / QUOTED[peer]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import conf
+from data.loading import Batches, StepLoader
+from data.shards import Manifest, Reader, check, ingest, verify
+from data.sources import RawSource, open_source
+from tests.benchmarks import mnist_sized
+
+pytestmark = pytest.mark.slow
+
+QUOTED = {"in-memory tensor": 740_000, "bare ShardWriter": 7_000}  # samples/s
+READING, INGESTING = 300_000, 25_000  # samples/s wanted there
+SHARD = 10_000
+TURNS = 5
+SMALL, LARGE, HUGE = 60_000, 600_000, 3_000_000
+SIZE = (28, 28)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for gigabytes, which pytest would keep for three more runs."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("rates")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def samples(place: Path) -> Callable[[int], Path]:
+    """So many samples as a .npy file."""
+
+    def made(number: int) -> Path:
+        path = place / f"{number}.npy"
+        return path if path.exists() else mnist_sized.write(path, number)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def shards(place: Path, samples: Callable[[int], Path]) -> Callable[[int], Path]:
+    """The same as shards."""
+
+    def made(number: int) -> Path:
+        folder = place / f"shards-{number}"
+        return folder if folder.exists() else _ingest(samples(number), folder).folder
+
+    return made
+
+
+def arrays(path: Path) -> RawSource:
+    return open_source(conf.ArraysSource(kind="arrays", path=str(path)))
+
+
+def _ingest(path: Path, folder: Path) -> Manifest:
+    shutil.rmtree(folder, ignore_errors=True)
+    return ingest(arrays(path), folder, shard_size=SHARD)
+
+
+def in_turns(rivals: dict[str, Callable[[], int]], turns: int = TURNS) -> dict[str, list[float]]:
+    """Samples per second of each, turn by turn; a rival does its work and says how many samples it did."""
+    rates: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(turns):
+        for name, work in rivals.items():
+            began = time.perf_counter()
+            number = work()
+            rates[name].append(number / (time.perf_counter() - began))
+    return rates
+
+
+def told(title: str, rates: dict[str, list[float]], unit: str = "samples/s") -> None:
+    load = f"load {os.getloadavg()[0]:.1f}"
+    print(f"\n{title} ({load}, medians of {len(next(iter(rates.values())))})")
+    for name, each in rates.items():
+        print(f"  {name:<42} {median(each):>14,.0f} {unit}   ({min(each):,.0f} to {max(each):,.0f})")
+
+
+def ratio(rates: dict[str, list[float]], first: str, second: str) -> float:
+    return median(a / b for a, b in zip(rates[first], rates[second], strict=True))
+
+
+def judged(rates: dict[str, list[float]], ours: str, peer: str, bound: float) -> None:
+    """Prints and asserts the scaled bound."""
+    found, wanted = ratio(rates, ours, peer), bound / QUOTED[peer]
+    scale = median(rates[peer]) / QUOTED[peer]
+    print(
+        f"  {ours}: {found:.2f} × {peer}; wanted {bound:,} samples/s where that runs at {QUOTED[peer]:,}: "
+        f"{wanted:.2f} ×, {bound * scale:,.0f} samples/s here"
+    )
+    assert found >= wanted
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [100, 1000])
+def test_reading_shuffled_batches(shards: Callable[[int], Path], batch_size: int) -> None:
+    """float32 batches of 600,000 samples in random order; `first pass` checks every sample's CRC-32 in the pass."""
+    folder = shards(LARGE)
+    assert check(folder).num_samples == LARGE
+    reader = Reader(folder)
+    stored = torch.from_numpy(reader.read(np.arange(LARGE)).reshape(LARGE, 784))
+
+    def ours(reader: Reader) -> int:
+        steps = Batches(
+            reader=reader, samples=np.arange(LARGE), batch_size=batch_size, seed=0, start_step=0,
+            total_steps=LARGE // batch_size, rank=0, world_size=1, labeled=False,
+        )  # fmt: skip
+        return sum(len(step.x) for step in StepLoader(steps, 0))
+
+    def tensor() -> int:
+        order = torch.randperm(LARGE)
+        return sum(len(stored[part].float().div_(255)) for part in order.split(batch_size))
+
+    def torch_loader() -> int:
+        part = TensorDataset(stored[:100_000])
+        return sum(len(x.float().div_(255)) for (x,) in DataLoader(part, batch_size=batch_size, shuffle=True))
+
+    def webdataset() -> int:
+        import webdataset as wds
+
+        paths = [str(path) for path in sorted(folder.glob("*.tar"))[:1]]
+        stock = wds.WebDataset(paths, shardshuffle=False).shuffle(1000).decode().to_tuple("npy").batched(batch_size)
+        return sum(len(torch.from_numpy(np.asarray(x)).float().div_(255)) for (x,) in stock)
+
+    rates = in_turns(
+        {
+            "shards, first pass": lambda: ours(Reader(folder)),
+            "shards, later passes": lambda: ours(reader),
+            "in-memory tensor": tensor,
+            "torch DataLoader over a tensor": torch_loader,
+            "stock WebDataset": webdataset,
+        }
+    )
+    told(f"reading shuffled batches of {batch_size}", rates)
+    judged(rates, "shards, first pass", "in-memory tensor", READING)
+    judged(rates, "shards, later passes", "in-memory tensor", READING)
+
+
+# --- ingest --------------------------------------------------------------------------------------------------------
+
+
+def test_ingest_of_npy_samples(samples: Callable[[int], Path], place: Path) -> None:
+    """From the open .npy file to the manifest: read twice, checked, checksummed, fsynced; one process."""
+    path = samples(SMALL)
+    stored = np.load(path, mmap_mode="r")
+
+    def ours() -> int:
+        return _ingest(path, place / "out").num_samples
+
+    def shard_writer() -> int:
+        import webdataset as wds
+
+        shutil.rmtree(place / "wds", ignore_errors=True)
+        (place / "wds").mkdir()
+        with wds.ShardWriter(str(place / "wds" / "%05d.tar"), maxcount=SHARD, verbose=0) as writer:
+            for number, sample in enumerate(stored[:SHARD]):
+                writer.write({"__key__": f"{number:08d}", "npy": sample})
+        return SHARD
+
+    rates = in_turns({"ingest": ours, "bare ShardWriter": shard_writer})
+    told("ingest of .npy samples", rates)
+    judged(rates, "ingest", "bare ShardWriter", INGESTING)
+
+
+def test_first_pass_over_pictures(place: Path) -> None:
+    """Pictures on disk → samples of 28×28, beside a loop that opens, decodes, turns gray and resizes.
+
+    `decoding` is the source's part, which reads each file once, checks it and decodes it. `ingest` is all from the
+    listing to the manifest: it reads each file twice, since everything is hashed before anything is written.
+    """
+    for name, ingest_bound in (("photographs, JPEG", 1.2), ("photographs, PNG", 1.2), ("digits, PNG", None)):
+        folder = _pictures(place / "pictures", name)
+        files = sorted((folder / "class").iterdir())
+
+        def bare(files: list[Path] = files) -> int:
+            for file in files:
+                with Image.open(file) as image:
+                    gray = image.convert("L")
+                    np.asarray(gray if gray.size == SIZE else gray.resize(SIZE, Image.Resampling.BILINEAR))
+            return len(files)
+
+        def source(folder: Path = folder) -> RawSource:
+            return open_source(conf.ImagesSource(kind="images", path=str(folder), size=SIZE))
+
+        described = source()
+        described.describe()
+
+        def decoding(described: RawSource = described) -> int:
+            return sum(1 for _ in described.samples("train", range(described.sets["train"])))
+
+        def whole(source: Callable[[], RawSource] = source) -> int:
+            shutil.rmtree(place / "out", ignore_errors=True)
+            return ingest(source(), place / "out", shard_size=SHARD).num_samples
+
+        rates = in_turns({"bare decoding": bare, "decoding": decoding, "ingest": whole}, 7)
+        told(f"{len(files)} pictures: {name}", rates, "pictures/s")
+        times = {rival: ratio(rates, "bare decoding", rival) for rival in ("decoding", "ingest")}
+        limit = f"limit {ingest_bound}" if ingest_bound else "no limit: two reads of so small a file outweigh it"
+        print(f"  time: decoding {times['decoding']:.2f} × bare, limit 1.2; ingest {times['ingest']:.2f} ×, {limit}")
+        assert times["decoding"] <= 1.2
+        assert ingest_bound is None or times["ingest"] <= ingest_bound
+
+
+def _pictures(root: Path, name: str) -> Path:
+    """BSDS500's photographs three times each if STRATA_DATA names them, else noise of their size; or MNIST's digits."""
+    subject, kind = name.split(", ")
+    folder = root / kind.lower() / subject
+    (folder / "class").mkdir(parents=True, exist_ok=True)
+    archive = Path(os.environ.get("STRATA_DATA", "")) / "bsds500_images" / "bsds500_train200.zip"
+    if subject == "digits":
+        path = mnist_sized.write(root / "digits.npy", SMALL)
+        images = [Image.fromarray(values.reshape(SIZE)) for values in np.load(path)[:2000]]
+    elif "STRATA_DATA" in os.environ and archive.exists():
+        with zipfile.ZipFile(archive) as packed:
+            names = [member for member in packed.namelist() if member.endswith(".jpg")] * 3
+            if kind == "JPEG":
+                for number, member in enumerate(names):
+                    (folder / "class" / f"{number:05d}.jpeg").write_bytes(packed.read(member))
+                return folder
+            images = [Image.open(packed.open(member)) for member in names[:200]]
+    else:
+        random = np.random.default_rng(0)
+        small = random.integers(0, 256, (300, 40, 60, 3), np.uint8)
+        images = [Image.fromarray(values).resize((481, 321), Image.Resampling.BICUBIC) for values in small]
+    for number, image in enumerate(images):
+        image.save(folder / "class" / f"{number:05d}.{kind.lower()}")
+    return folder
+
+
+# --- verification --------------------------------------------------------------------------------------------------
+
+
+def test_verification_is_as_fast_as_sha256(shards: Callable[[int], Path]) -> None:
+    folder = shards(LARGE)
+    manifest = Manifest.load(folder)
+    size = sum(size for size, _ in manifest.files.values()) >> 20
+
+    def sha256() -> int:
+        for name in manifest.files:
+            with (folder / name).open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+        return size
+
+    def checked() -> int:
+        check(folder)
+        return size
+
+    def verified() -> int:
+        assert verify(folder) == []
+        return size
+
+    rates = in_turns({"SHA-256 of the files": sha256, "check": checked, "verify": verified})
+    told(f"verification of {size} MiB", rates, "MiB/s")
+    for name in ("check", "verify"):
+        found = ratio(rates, name, "SHA-256 of the files")
+        print(f"  {name}: {found:.2f} × SHA-256, limit 0.80")
+        assert found >= 0.8
+
+
+# --- growth --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["ingest", "train"])
+def test_memory_does_not_grow_with_the_data(
+    what: str, samples: Callable[[int], Path], shards: Callable[[int], Path], place: Path, tmp_path: Path
+) -> None:
+    """Peak anonymous memory of a fresh process at 60,000 and at 600,000 samples."""
+    peaks = {}
+    for number in (SMALL, LARGE):
+        arguments = [samples(number), tmp_path / str(number)] if what == "ingest" else [shards(number), tmp_path]
+        command = [sys.executable, "-m", "tests.benchmarks.peak_memory", what, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[number] = int(done.stdout.splitlines()[-1])
+        if what == "ingest":
+            shutil.rmtree(tmp_path / str(number))
+    growth = peaks[LARGE] / peaks[SMALL]
+    print(
+        f"\npeak anonymous memory, {what}: {peaks[SMALL] / 1024:.0f} MiB at {SMALL:,}, "
+        f"{peaks[LARGE] / 1024:.0f} MiB at {LARGE:,}: {growth:.2f} ×, limit 1.10"
+    )
+    assert growth <= 1.1
+
+
+def test_time_per_sample_does_not_grow_with_the_data(
+    samples: Callable[[int], Path], shards: Callable[[int], Path], place: Path
+) -> None:
+    """Ingest, and a first pass of batches of 1,000, at 60,000 and at 3,000,000 samples."""
+
+    def read(number: int) -> Callable[[], int]:
+        folder = shards(number)
+
+        def work() -> int:
+            steps = Batches(
+                reader=Reader(folder), samples=np.arange(number), batch_size=1000, seed=0, start_step=0,
+                total_steps=number // 1000, rank=0, world_size=1, labeled=False,
+            )  # fmt: skip
+            return sum(len(step.x) for step in StepLoader(steps, 0))
+
+        return work
+
+    def small() -> int:
+        return sum(_ingest(samples(SMALL), place / "out").num_samples for _ in range(5))
+
+    def huge() -> int:
+        return _ingest(samples(HUGE), place / f"shards-{HUGE}").num_samples
+
+    samples(SMALL), samples(HUGE)
+    ingested = in_turns({"60,000": small, "3,000,000": huge, "60,000 again": small}, 1)
+    told("ingest by number of samples", ingested)
+    _growth("ingest", [*ingested["60,000"], *ingested["60,000 again"]], ingested["3,000,000"])
+    few = read(SMALL)
+    passes = in_turns({"60,000": lambda: sum(few() for _ in range(10)), "3,000,000": read(HUGE)}, 3)
+    told("reading by number of samples", passes)
+    _growth("reading", passes["60,000"], passes["3,000,000"])
+
+
+def _growth(what: str, small: list[float], huge: list[float]) -> None:
+    growth = median(small) / median(huge)
+    print(f"  {what}: time per sample at 3,000,000 is {growth:.2f} × that at 60,000, limit 1.25")
+    assert growth <= 1.25
