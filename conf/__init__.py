@@ -117,14 +117,15 @@ class TextSource(Words):
 
 
 class CountsSource(Strict):
-    """Word counts: lines of `id:count …`, with a label or a number of ids before them or without (libsvm, UCI, LDA-C).
+    """Word counts: lines of `id:count …`, with something before them or without (libsvm, LDA-C).
 
-    A folder holds one file a set, named by it (train…, test…).
+    A folder holds one file a set, named by it (train…, test…). Lines without any id are left out.
     """
 
     kind: Literal["counts"]
     path: str
-    leading: Literal["none", "label", "number"] = "none"  # what stands before a line's first id:count
+    # What stands before a line's first id:count; number: that of its ids, which must be right.
+    leading: Literal["none", "label", "number", "ignored"] = "none"
     first_id: Literal[0, 1] = 1
     vocabulary: Count | None = None  # number of ids; default: the largest there is
 
