@@ -48,16 +48,20 @@ class ArraysSource(Strict):
     """A .npy file (samples first), or an .npz or MATLAB .mat (up to v7) with the arrays of one or more sets.
 
     In an .npz or .mat the usual names are found by themselves (x, data, x_train, train_data …; y, labels, y_train …;
-    x_test …); other names are given here. `labels` may also be the path of a second .npy.
+    x_test …); other names are given here, as `X[0]` for an element of a cell array, or as the path of another .npy or
+    .mat file.
     """
 
     kind: Literal["arrays"]
     path: str
     data: str | None = None
     labels: str | None = None
+    validation_data: str | None = None
+    validation_labels: str | None = None
     test_data: str | None = None
     test_labels: str | None = None
     image_shape: list[Count] | None = Field(None, min_length=2, max_length=3)  # says that vectors are pictures
+    image_order: Literal["rows", "columns"] = "rows"  # how a vector fills its picture; columns: as MATLAB does
     scale: Positive | None = None  # value = stored / scale; default: 255 for uint8 with anything above 1, else 1
     columns: bool = False  # samples are the array's last dimension, as MATLAB likes it
 
