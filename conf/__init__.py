@@ -135,7 +135,10 @@ class CountsSource(Strict):
 
 
 class WebDatasetSource(Pictures, Words):
-    """Other people's WebDataset shards: .tar files in a folder, or one; top folders or name prefixes may be sets."""
+    """Other people's WebDataset shards: .tar files in a folder, or one; words of their names or folders may be sets.
+
+    What is read are pictures, .npy arrays of one shape, or texts (.txt); never anything pickled.
+    """
 
     kind: Literal["webdataset"]
     path: str
