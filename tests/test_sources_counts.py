@@ -15,7 +15,7 @@ from data.ingest import ingest
 from data.shards import Reader
 from data.sources import RawSource, open_source
 from data.sources.counts import Counts
-from tests.raw_folders import everything, real, refused
+from tests.raw_folders import colleague, everything, real, refused
 
 
 def counts(path: Path, **fields: Any) -> RawSource:
@@ -26,13 +26,6 @@ def written(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
-
-
-def colleague(source: RawSource) -> RawSource:
-    """The same source in a process that was only told what to expect."""
-    other = open_source(source.source)
-    other.expect(source.describe(), source.fingerprint())
-    return other
 
 
 def test_a_file_without_anything_before_the_counts(tmp_path: Path) -> None:

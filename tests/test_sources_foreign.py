@@ -24,18 +24,11 @@ from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
 from data.sources import RawSource, fields, open_source
-from tests.raw_folders import RANDOM, everything, refused
+from tests.raw_folders import RANDOM, colleague, everything, refused
 
 
 def shards(path: Path, **given: Any) -> RawSource:
     return open_source(conf.WebDatasetSource(kind="webdataset", path=str(path), **given))
-
-
-def colleague(source: RawSource) -> RawSource:
-    """The same source in a process that was only told what to expect."""
-    other = open_source(source.source)
-    other.expect(source.describe(), source.fingerprint())
-    return other
 
 
 def packed(path: Path, *members: tuple[str, bytes]) -> Path:
@@ -150,8 +143,8 @@ X = npy(np.arange(4))
         ([("a.npy", X), (".npy", X)], "KEY.EXTENSION"),
         ([("a.npy", X), ("d/.npy", X)], "KEY.EXTENSION"),
         ([("a.npy", X), ("README", b"hello")], "KEY.EXTENSION"),
-        ([("a.npy", X), ("a.mp4", b"...")], "say with source.field what is to be read"),
-        ([("a.npy", X), ("a.txt.gz", gzip.compress(b"x" * 99))], "say with source.field what is to be read"),
+        ([("a.npy", X), ("a.mp4", b"...")], "say with source.field what to read"),
+        ([("a.npy", X), ("a.txt.gz", gzip.compress(b"x" * 99))], "say with source.field what to read"),
         ([("a.npy", X), ("b.npy", npy(np.arange(5)))], "all samples of a source need one shape"),
         ([("a.npy", X), ("b.npy", npy(np.arange(4.0)))], "all samples of a source need one shape"),
         (

@@ -21,7 +21,7 @@ from data.ingest import ingest
 from data.shards import Reader
 from data.sources import RawSource, delimited, open_source
 from data.sources import columns as columns_module
-from tests.raw_folders import RANDOM, everything, refused
+from tests.raw_folders import RANDOM, colleague, everything, refused
 
 
 def table(path: Path, **fields: Any) -> RawSource:
@@ -36,13 +36,6 @@ def written(path: Path, text: str | bytes) -> Path:
 def parquet_of(path: Path, **columns: Any) -> Path:
     parquet.write_table(pa.table(columns), path, row_group_size=7)
     return path
-
-
-def colleague(source: RawSource) -> RawSource:
-    """The same source in a process that was only told what to expect."""
-    other = open_source(source.source)
-    other.expect(source.describe(), source.fingerprint())
-    return other
 
 
 def saved(folder: Path, kind: str, columns: dict[str, list[Any]]) -> Path:

@@ -72,6 +72,7 @@ class _Arrays(Decoder):
         super().__init__(source)
         self._first: tuple[np.ndarray, str] | None = None
         self._low, self._high = math.inf, -math.inf
+        self._known = b"", 0, np.zeros(0)  # the header of an array that was read, the length of its file, the array
 
     def add(self, content: bytes, where: str, counted: bool) -> None:
         values = self._array(content, where)
@@ -99,15 +100,20 @@ class _Arrays(Decoder):
     def value(self, content: bytes, where: str, description: Description) -> np.ndarray:
         return self._array(content, where)
 
-    @staticmethod
-    def _array(content: bytes, where: str) -> np.ndarray:
+    def _array(self, content: bytes, where: str) -> np.ndarray:
+        header, length, like = self._known
+        if header and length == len(content) and content.startswith(header):  # parsing it again would take most time
+            return np.ndarray(like.shape, like.dtype, content, len(header))
         check_npy(io.BytesIO(content), len(content), where)
         values: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
         if values.dtype.newbyteorder("=").name not in DTYPES:
             raise InputError(f"{where}: values of dtype {show(values.dtype)}; expected one of {', '.join(DTYPES)}")
         if values.ndim == 0 or values.size == 0:
             raise InputError(f"{where}: expected an array with values, found one of shape {values.shape}")
-        return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        plain = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+        if values.flags.c_contiguous and values.dtype == plain.dtype:
+            self._known = content[: len(content) - values.nbytes], len(content), plain
+        return plain
 
 
 class _Texts(Decoder):

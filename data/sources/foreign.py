@@ -255,7 +255,7 @@ def _walk(tree: Tar, source: conf.WebDatasetSource) -> Index:
     current = ""
     for number, entry in enumerate(sorted(tree.entries(), key=lambda entry: int(entry.stamp))):
         key, extension = _cut(entry.path)
-        role = _role(tree.where(entry), entry.path, extension, source)
+        role = _role(tree, entry, extension, source)
         if key != current or not begun:
             if key in begun:
                 raise InputError(
@@ -292,17 +292,18 @@ def _require_field(
         )
 
 
-def _role(where: str, path: str, extension: str, source: conf.WebDatasetSource) -> str:
+def _role(tree: Tar, entry: Entry, extension: str, source: conf.WebDatasetSource) -> str:
     """`field`, `label` or nothing. Errors: InputError for a member that must not be there."""
     parts = extension.split(".")
     if parts[-1] in PICKLES or (parts[-1] in PACKED and parts[-2:-1] and parts[-2] in PICKLES):
         raise InputError(
-            f"{where}: could be a pickle, which runs what it likes when it is read; take it out of the shard"
+            f"{tree.where(entry)}: could be a pickle, which runs what it likes when read; take it out of the shard"
         )
-    if _cut(path)[0].rpartition("/")[2] == "" or not extension:
-        raise InputError(f"{where}: expected a member called KEY.EXTENSION, so that it belongs to a sample")
+    if _cut(entry.path)[0].rpartition("/")[2] == "" or not extension:
+        raise InputError(f"{tree.where(entry)}: expected a member called KEY.EXTENSION, so that it belongs to a sample")
     if source.field is not None and extension == source.field.lower():
         if parts[-1] not in KINDS:
+            where = tree.where(entry)
             raise InputError(f"{where}: source.field names .{show(extension)}; expected one of {', '.join(KINDS)}")
         return "field"
     if extension == source.label.lower():
@@ -311,6 +312,6 @@ def _role(where: str, path: str, extension: str, source: conf.WebDatasetSource) 
         return "field"
     if source.field is None and parts[-1] not in PLAIN:
         raise InputError(
-            f"{where}: neither one of {', '.join(KINDS)} nor a label; say with source.field what is to be read"
+            f"{tree.where(entry)}: neither one of {', '.join(KINDS)} nor a label; say with source.field what to read"
         )
     return ""
