@@ -19,7 +19,7 @@ import conf
 from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
-from data.sources import RawSource, delimited, open_source
+from data.sources import RawSource, cells, delimited, open_source
 from data.sources import columns as columns_module
 from tests.raw_folders import RANDOM, colleague, everything, refused
 
@@ -397,6 +397,18 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
     assert "longer than 8 MiB" in refused(table(path))
     path = written(tmp_path / "t.csv", b"a" * (9 << 20))
     assert "header" in refused(table(path))
+
+
+def test_a_parquet_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = pa.array(["a" * (40 << 20)] * 2, pa.large_string())
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"t": column}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 1 << 20
+    assert "no data but a bomb" in refused(table(path, text="t"))
+    monkeypatch.setattr(columns_module.Parquet, "_require_no_bomb", lambda *_: None)
+    assert table(path, text="t").describe().high == 40 << 20
+    monkeypatch.setattr(cells, "MAX_TEXT", 1 << 20)
+    assert "row 0, column 't': expected at most 1 MiB, found 41943040 bytes" in refused(table(path, text="t"))
 
 
 def test_a_table_that_changes(tmp_path: Path) -> None:

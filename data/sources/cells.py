@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conf.errors import InputError, show
+from data.sources.lines import MAX_TEXT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +38,8 @@ def texts(column: pa.Array, name: str, rows: np.ndarray, where: str) -> list[byt
     for place, value in enumerate(values):
         if not value:
             raise _at(where, rows, place, name, "a text", "nothing")
+        if len(value) > MAX_TEXT:
+            raise _at(where, rows, place, name, f"at most {MAX_TEXT >> 20} MiB", f"{len(value)} bytes")
         try:
             value.decode()
         except UnicodeDecodeError:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NUMBER_BYTES = 8 << 20  # of a Parquet batch of numbers
-TEXT_ROWS = 512  # of a Parquet batch of texts
+TEXT_ROWS = 512  # of a Parquet batch of texts, or fewer if they are long
+MAX_RATIO = 200  # unpacked / packed bytes of a column in a row group, from FREE_BYTES on
+FREE_BYTES = 64 << 20
 Batch = tuple[int, "list[pa.Array]"]  # its first row, the columns
 
 
@@ -103,7 +105,12 @@ class Parquet(Columns):
         with self.file.open() as opened:
             parquet = self._opened(opened)
             about = parquet.metadata
-            sizes = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+            groups = [about.row_group(number) for number in range(about.num_row_groups)]
+            sizes = [group.num_rows for group in groups]
+            for number, group in enumerate(groups):
+                self._require_no_bomb(number, group)
+            mean = sum(group.total_byte_size for group in groups) / max(1, about.num_rows)
+            self._text_rows = max(1, min(TEXT_ROWS, int(NUMBER_BYTES / max(1, mean))))
             self.schema = parquet.schema_arrow
         self.starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
         if min(sizes, default=0) < 0 or self.starts[-1] != about.num_rows:
@@ -119,6 +126,16 @@ class Parquet(Columns):
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.where}: damaged Parquet file ({show(error)}); fetch it again") from None
 
+    def _require_no_bomb(self, number: int, group: Any) -> None:
+        if group.total_byte_size <= FREE_BYTES:
+            return
+        for column in (group.column(place) for place in range(group.num_columns)):
+            if column.total_uncompressed_size > max(FREE_BYTES, MAX_RATIO * column.total_compressed_size):
+                raise InputError(
+                    f"{self.where}: column {show(repr(column.path_in_schema))} of row group {number} unpacks to "
+                    f"{column.total_uncompressed_size} bytes, more than {MAX_RATIO} times its size; no data but a bomb"
+                )
+
     def better(self, here: int, row: int) -> bool:
         return self._group(row) > self._group(here)
 
@@ -130,7 +147,7 @@ class Parquet(Columns):
 
         group = self._group(start)
         plain = all(is_number(self.schema.field(name).type) for name in columns)
-        size = max(1, min(1 << 16, NUMBER_BYTES // (8 * len(columns)))) if plain else TEXT_ROWS
+        size = max(1, min(1 << 16, NUMBER_BYTES // (8 * len(columns)))) if plain else self._text_rows
         row = int(self.starts[group])
         with self.file.open() as opened:
             parquet = self._opened(opened)
