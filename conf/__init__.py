@@ -48,16 +48,20 @@ class ArraysSource(Strict):
     """A .npy file (samples first), or an .npz or MATLAB .mat (up to v7) with the arrays of one or more sets.
 
     In an .npz or .mat the usual names are found by themselves (x, data, x_train, train_data …; y, labels, y_train …;
-    x_test …); other names are given here. `labels` may also be the path of a second .npy.
+    x_test …); other names are given here, as `X[0]` for an element of a cell array, or as the path of another .npy or
+    .mat file.
     """
 
     kind: Literal["arrays"]
     path: str
     data: str | None = None
     labels: str | None = None
+    validation_data: str | None = None
+    validation_labels: str | None = None
     test_data: str | None = None
     test_labels: str | None = None
     image_shape: list[Count] | None = Field(None, min_length=2, max_length=3)  # says that vectors are pictures
+    image_order: Literal["rows", "columns"] = "rows"  # how a vector fills its picture; columns: as MATLAB does
     scale: Positive | None = None  # value = stored / scale; default: 255 for uint8 with anything above 1, else 1
     columns: bool = False  # samples are the array's last dimension, as MATLAB likes it
 
@@ -117,20 +121,24 @@ class TextSource(Words):
 
 
 class CountsSource(Strict):
-    """Word counts: lines of `id:count …`, with a label or a number of ids before them or without (libsvm, UCI, LDA-C).
+    """Word counts: lines of `id:count …`, with something before them or without (libsvm, LDA-C).
 
-    A folder holds one file a set, named by it (train…, test…).
+    A folder holds one file a set, named by it (train…, test…). Lines without any id are left out.
     """
 
     kind: Literal["counts"]
     path: str
-    leading: Literal["none", "label", "number"] = "none"  # what stands before a line's first id:count
+    # What stands before a line's first id:count; number: that of its ids, which must be right.
+    leading: Literal["none", "label", "number", "ignored"] = "none"
     first_id: Literal[0, 1] = 1
     vocabulary: Count | None = None  # number of ids; default: the largest there is
 
 
 class WebDatasetSource(Pictures, Words):
-    """Other people's WebDataset shards: .tar files in a folder, or one; top folders or name prefixes may be sets."""
+    """Other people's WebDataset shards: .tar files in a folder, or one; words of their names or folders may be sets.
+
+    What is read are pictures, .npy arrays of one shape, or texts (.txt); never anything pickled.
+    """
 
     kind: Literal["webdataset"]
     path: str

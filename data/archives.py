@@ -175,7 +175,9 @@ class _Header(tarfile.TarInfo):
 
 
 class Tar(Archive):
-    """Members of a tar are slices of one file, read by position; so forks may share it."""
+    """Members of a tar are slices of one file, read by position; so forks may share it. A stamp is that position."""
+
+    passes_over = staticmethod(hidden)  # names that are no entries
 
     @cached_property
     def _plain(self) -> BinaryIO:
@@ -195,7 +197,7 @@ class Tar(Archive):
                     raise tarfile.ReadError("a member before the one it follows")
                 last = member.offset
                 path = self.checked(member.name)
-                if hidden(path) or member.isdir():
+                if member.isdir() or self.passes_over(path):
                     continue
                 if member.issparse():
                     raise InputError(f"{self.where(path)}: a sparse member; pack the archive without --sparse")

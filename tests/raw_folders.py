@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conf.errors import InputError
-from data.sources import RawSource
+from data.sources import RawSource, open_source
 
 RANDOM = np.random.default_rng(0)
 
@@ -18,6 +18,13 @@ def everything(source: RawSource, set_name: str = "train") -> tuple[list[str], n
     keys, values = zip(*source.samples(set_name, range(source.sets[set_name])), strict=True)
     assert list(source.keys(set_name)) == list(keys)
     return list(keys), np.stack(values), source.labels(set_name).tolist()
+
+
+def colleague(source: RawSource) -> RawSource:
+    """The same source in a process that was only told what to expect."""
+    other = open_source(source.source)
+    other.expect(source.describe(), source.fingerprint())
+    return other
 
 
 def refused(source: RawSource) -> str:

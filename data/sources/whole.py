@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Table:
 class WholeSource(RawSource):
     """A source that can load all its tables at once (memory-mapped if they are large)."""
 
-    scale: ClassVar[float | None] = None  # stored / scale = value; None: by dtype, as above
+    scale: float | None = None  # stored / scale = value; None: by dtype, as above
 
     @abstractmethod
     def _load(self) -> dict[str, Table]:
