@@ -177,7 +177,9 @@ class _Header(tarfile.TarInfo):
 class Tar(Archive):
     """Members of a tar are slices of one file, read by position; so forks may share it. A stamp is that position."""
 
-    passes_over = staticmethod(hidden)  # names that are no entries
+    def passes_over(self, path: str) -> bool:
+        """Whether a member of this name is no entry."""
+        return hidden(path)
 
     @cached_property
     def _plain(self) -> BinaryIO:

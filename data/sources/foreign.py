@@ -62,7 +62,10 @@ class Index:
 
 
 class _Tar(Tar):
-    passes_over = staticmethod(lambda path: path.rpartition("/")[2].startswith(SYSTEM))
+    """A member whose name begins with a dot is a sample without a key, not a hidden file."""
+
+    def passes_over(self, path: str) -> bool:
+        return path.rpartition("/")[2].startswith(SYSTEM)
 
 
 class Foreign(RawSource):
