@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from conf.errors import InputError, StrataError, show
+from data.order import Order
+from data.selection import Selection
 from data.shards import Reader, check
-from data.splits import draw_order
 
 
 class Step(NamedTuple):
@@ -33,11 +34,6 @@ class Step(NamedTuple):
     share: float  # 0 for an empty piece
     x: Tensor  # (b, num_values) float32; b may be 0
     label: Tensor | None  # (b,) int64
-
-
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of 0 … num_samples − 1."""
-    return draw_order(num_samples, "epoch", seed, epoch)
 
 
 def piece(step_samples: np.ndarray, rank: int, world_size: int) -> np.ndarray:
@@ -57,7 +53,7 @@ class Batches(IterableDataset[Step]):
         self,
         *,
         reader: Reader,
-        samples: np.ndarray,
+        samples: np.ndarray | Selection,
         batch_size: int,
         seed: int,
         start_step: int,
@@ -68,26 +64,25 @@ class Batches(IterableDataset[Step]):
     ) -> None:
         self.reader, self.samples, self.batch_size, self.seed = reader, samples, batch_size, seed
         self.start_step, self.total_steps, self.rank, self.world_size = start_step, total_steps, rank, world_size
-        self.labels = reader.labels()[samples] if labeled else None
+        self.labels = reader.labels() if labeled else None
 
     def __iter__(self) -> Iterator[Step]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         steps_per_epoch = -(-len(self.samples) // self.batch_size)
-        order, epoch = np.zeros(0, np.int64), -1
+        order: Order | None = None
         for number in range(self.start_step + first, self.total_steps, stride):
-            if number // steps_per_epoch != epoch:
-                epoch = number // steps_per_epoch
-                order = epoch_order(len(self.samples), self.seed, epoch)
-            start = number % steps_per_epoch * self.batch_size
-            yield self._step(number, order[start : start + self.batch_size])
+            epoch, place = divmod(number, steps_per_epoch)
+            if order is None or order.epoch != epoch:
+                order = Order(self.samples, self.seed, epoch)
+            yield self._step(number, order[place * self.batch_size : (place + 1) * self.batch_size])
 
-    def _step(self, number: int, places: np.ndarray) -> Step:
-        """places: positions in `samples` of the whole step."""
-        mine = piece(places, self.rank, self.world_size)
-        x = torch.from_numpy(self.reader.values(self.samples[mine]))
+    def _step(self, number: int, whole: np.ndarray) -> Step:
+        """whole: the samples of the step, of all ranks together."""
+        mine = piece(whole, self.rank, self.world_size)
+        x = torch.from_numpy(self.reader.values(mine))
         label = torch.from_numpy(self.labels[mine]) if self.labels is not None else None
-        return Step(number, len(mine) * self.world_size / len(places), x, label)
+        return Step(number, len(mine) * self.world_size / len(whole), x, label)
 
 
 class StepLoader:
@@ -119,7 +114,7 @@ class ShardData(pl.LightningDataModule):
         self,
         *,
         shards: Path,
-        samples: np.ndarray,
+        samples: np.ndarray | Selection,
         batch_size: int,
         epochs: int,
         seed: int,
@@ -129,11 +124,11 @@ class ShardData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.reader = Reader(shards)
-        self.samples = np.sort(np.asarray(samples, np.int64))
+        self.samples = Selection.of(samples)
         if not len(self.samples):
             sets = ", ".join(f"{name} {summary.samples}" for name, summary in self.reader.manifest.sets.items())
             raise InputError(f"{show(shards)}: no samples to train on; samples per set of the source: {sets}")
-        missing = int((self.reader.labels()[self.samples] < 0).sum()) if labeled else 0
+        missing = int((self.reader.labels()[self.samples[:]] < 0).sum()) if labeled else 0
         if missing:
             raise InputError(f"{show(shards)}: {missing} of {len(self.samples)} samples to train on have no label")
         self.shards, self.seed, self.labeled, self.remembered = Path(shards), seed, labeled, remembered
