@@ -23,7 +23,7 @@ class Selection:
     def __init__(self, first: int, chosen: np.ndarray) -> None:
         """Number `first` + i is selected where chosen (n,) bool holds at i."""
         self._length = int(np.count_nonzero(chosen))
-        self._first, self._stop = first, first + len(chosen)
+        self._first = first
         self._numbers: np.ndarray | None = None
         if self._length * 64 <= len(chosen):  # 8 bytes each is less than a bit for all
             self._numbers = np.flatnonzero(chosen) + first
@@ -83,12 +83,3 @@ class Selection:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(dtype or np.int64)
-
-    def mask(self) -> np.ndarray:
-        """(stop,) bool by global number, up to the end of the range it was chosen from."""
-        held = np.zeros(self._stop, bool)
-        if self._numbers is not None:
-            held[self._numbers] = True
-        else:
-            held[self._first :] = np.unpackbits(self._bits, count=self._stop - self._first).view(bool)
-        return held

@@ -11,7 +11,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from data.sources import SETS
 
 KEYS_AT_A_TIME = 10_000
 DRAWN_AT_A_TIME = 1 << 17
+NO_PART = -1
 
 
 def draw_order(count: int, purpose: str, *numbers: int) -> np.ndarray:
@@ -53,21 +54,21 @@ def divide(
 
     A set the source has is taken as it is. Otherwise a sample of the source's train set belongs to test with
     probability `split.test`, and one that does not, to validation with probability `split.validation`, by hashes of its
-    key; the parts' sizes are therefore only about right. Errors: Damaged (a list of keys).
+    key; the parts' sizes are therefore only about right. Of samples with the same content, if `split.duplicates` is
+    "drop", only one stays: in test, else in validation, else in train, there the first; a raw source does not know
+    them yet. Errors: Damaged (a list of keys, the list of duplicates).
     """
     whole = shards.manifest if isinstance(shards, Reader) else shards
-    held = {name: np.ones(len(whole.numbers(name)), bool) for name in SETS}
-    if without and isinstance(whole, Manifest):
+    part_of = np.concatenate([np.full(len(whole.numbers(name)), number, np.int8) for number, name in enumerate(SETS)])
+    if isinstance(whole, Manifest):
         for shard in whole.shards:
             if shard.name in without:
-                held[shard.set_name][shard.row : shard.row + shard.count] = False
+                part_of[shard.first : shard.first + shard.count] = NO_PART
     asked = {name: getattr(split, name) for name in ("test", "validation") if name not in whole.sets}
-    drawn = _draw(whole, {name: share for name, share in asked.items() if share > 0}, held["train"], without)
-    first = whole.numbers("train").start
-    parts = {name: Selection(whole.numbers(name).start, chosen) for name, chosen in held.items()}
-    for number, name in enumerate(("train", *drawn.purposes)):
-        parts[name] = Selection(first, held["train"] & (drawn.parts == number))
-    return parts
+    _draw(whole, {name: share for name, share in asked.items() if share > 0}, part_of, without)
+    if split.duplicates == "drop" and isinstance(whole, Manifest):
+        _drop_duplicates(whole.duplicates(), part_of)
+    return {name: Selection(0, part_of == number) for number, name in enumerate(SETS)}
 
 
 def partition(
@@ -77,21 +78,26 @@ def partition(
     return {name: selection[:] for name, selection in divide(shards, split, without).items()}
 
 
-class _Drawn(NamedTuple):
-    purposes: tuple[str, ...]
-    parts: np.ndarray  # (n,) int8 by row of the train set: 0, or 1 + the place of a purpose
-
-
-def _draw(whole: Divisible, shares: Mapping[str, float], held: np.ndarray, without: Collection[str]) -> _Drawn:
-    """Each purpose in turn takes its share of the rows that are held and not taken yet."""
-    parts = np.zeros(len(held), np.int8)
-    for first, keys in _keys(whole, without) if shares and held.any() else ():
-        rows = np.flatnonzero(held[first : first + len(keys)])
-        for number, (purpose, share) in enumerate(shares.items(), 1):
+def _draw(whole: Divisible, shares: Mapping[str, float], part_of: np.ndarray, without: Collection[str]) -> None:
+    """Each purpose in turn takes its share of the train set's samples that are left."""
+    train = part_of[: len(whole.numbers("train"))]
+    for first, keys in _keys(whole, without) if shares and not (train == NO_PART).all() else ():
+        rows = np.flatnonzero(train[first : first + len(keys)] != NO_PART)
+        for purpose, share in shares.items():
             chosen = _below([keys[row] for row in rows.tolist()], purpose, share)
-            parts[first + rows[chosen]] = number
+            train[first + rows[chosen]] = SETS.index(purpose)
             rows = rows[~chosen]
-    return _Drawn(tuple(shares), parts)
+
+
+def _drop_duplicates(pairs: np.ndarray, part_of: np.ndarray) -> None:
+    """pairs: (n, 2) a sample, and the first of its content; see `divide`."""
+    firsts = np.unique(pairs[:, 1])
+    samples, contents = np.concatenate([firsts, pairs[:, 0]]), np.concatenate([firsts, pairs[:, 1]])
+    there = part_of[samples] != NO_PART
+    samples, contents = samples[there], contents[there]
+    order = np.lexsort([samples, -part_of[samples], contents])  # SETS ends with test
+    again = np.diff(contents[order]) == 0
+    part_of[samples[order][1:][again]] = NO_PART
 
 
 def _keys(whole: Divisible, without: Collection[str]) -> Iterator[tuple[int, list[str]]]:
