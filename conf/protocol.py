@@ -23,10 +23,12 @@ class Inputs(Strict):
     samples_digest: str
     labels_digest: str
     split: Split
+    without: list[str] = []  # damaged shards that are left out, by name
     remembered: str | None = None  # the file that remembers which shards were verified
 
     def identity(self, *, labels: bool = False) -> dict[str, Any]:
-        named = {"samples": self.samples_digest, "split": self.split.model_dump()}
+        named: dict[str, Any] = {"samples": self.samples_digest, "split": self.split.model_dump()}
+        named |= {"without": sorted(self.without)} if self.without else {}
         return named | ({"labels": self.labels_digest} if labels else {})
 
 

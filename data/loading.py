@@ -7,7 +7,7 @@ run resumes at once, exactly, and with any number of ranks and loader workers. W
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,8 +105,8 @@ class ShardData(pl.LightningDataModule):
 
     shards: a finished folder; samples: global numbers of the set to train on (all of them labeled if `labeled`);
     batch_size: global, shared by all ranks, at most the number of samples; epochs: passes over the samples; seed: of
-    the order; loader_workers: processes that read ahead; remembered: see data.verification.check. Set `start_step`
-    before fit to go on from there; train with max_epochs=1, the loader passes over all epochs by itself.
+    the order; loader_workers: processes that read ahead; remembered, without: see data.verification.check. Set
+    `start_step` before fit to go on from there; train with max_epochs=1, the loader passes over all epochs by itself.
     Errors: InputError (no samples, no labels), Damaged.
     """
 
@@ -121,6 +121,7 @@ class ShardData(pl.LightningDataModule):
         labeled: bool = False,
         loader_workers: int = 0,
         remembered: Path | None = None,
+        without: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.reader = Reader(shards)
@@ -133,14 +134,14 @@ class ShardData(pl.LightningDataModule):
             raise InputError(f"{show(shards)}: {missing} of {len(self.samples)} samples to train on have no label")
         self.shards, self.seed, self.labeled, self.remembered = Path(shards), seed, labeled, remembered
         self.batch_size = min(batch_size, len(self.samples))
-        self.loader_workers = loader_workers
+        self.loader_workers, self.without = loader_workers, frozenset(without)
         self.steps_per_epoch = -(-len(self.samples) // self.batch_size)
         self.total_steps = epochs * self.steps_per_epoch
         self.start_step = 0
 
     def prepare_data(self) -> None:
         """Once per node, before training: verifies what is not remembered as verified."""
-        check(self.shards, self.remembered)
+        check(self.shards, self.remembered, self.without)
 
     def train_dataloader(self) -> StepLoader:
         trainer = self.trainer

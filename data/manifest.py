@@ -66,6 +66,11 @@ class Shard:
     def keys_name(self) -> str:
         return f"{self.stem}.keys.jsonl"
 
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """What a shard consists of; the list of keys may be absent."""
+        return self.name, self.index_name, self.keys_name
+
 
 @dataclass(frozen=True)
 class SetSummary:

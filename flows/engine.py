@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from conf.protocol import Below, EvaluateJob, FinetuneJob, Inputs, Result, Train
 from data import durable
 from data.ingest import Makers, ingest
 from data.manifest import Manifest
+from data.quarantine import Loss, lost
 from flows import stage
 from flows.preparing import Prepared
 from flows.progress import Reporter
@@ -72,6 +73,7 @@ class RecipeRun:
         self.recipe = self.prepared.recipe
         self.results: dict[tuple[str, str], Result] = {}
         self.manifests: dict[str, Manifest] = {}
+        self.losses: dict[str, Loss] = {}  # of data sets that were checked for it
         self._planned = {planned.name: planned for planned in self.prepared.plan.stages}
         self.steps = self._all_steps()
         self._before = self._earlier_record()
@@ -116,11 +118,15 @@ class RecipeRun:
         """Names the step's folder and takes its result if it is finished."""
         if step.flow == "ingest":
             return self._find_shards(step)
-        job = self._job(step)
-        step.key = durable.digest_value(job.identity())
-        step.folder = f"stages/{step.key[:32]}"
-        path = self.out / step.folder / "result.json"
-        if not path.exists():
+        for whole in (True, False):  # what was computed before a shard was damaged is still right
+            if not whole and not self._lost(step.name).shards:
+                return False
+            step.key = durable.digest_value(self._job(step, whole=whole).identity())
+            step.folder = f"stages/{step.key[:32]}"
+            path = self.out / step.folder / "result.json"
+            if path.exists():
+                break
+        else:
             return False
         result = self._read_result(path, step)
         self.results[step.flow == "evaluate" and "evaluate" or "stage", step.name] = result
@@ -244,7 +250,17 @@ class RecipeRun:
 
     # --- jobs ---
 
-    def _inputs(self, name: str) -> Inputs:
+    def _lost(self, name: str) -> Loss:
+        """What a stage's data have to do without; checks them, once, if the recipe allows any loss."""
+        origin = self.recipe.origin(name)
+        share = self.recipe.origins[origin].quarantine
+        if origin not in self.losses and share:
+            self.losses[origin] = lost(self.manifests[origin].folder, share, self.out / "verified.json")
+            if self.losses[origin].shards:
+                self.reporter.line(f"{origin}: {self.losses[origin]}")
+        return self.losses.get(origin, Loss())
+
+    def _inputs(self, name: str, whole: bool) -> Inputs:
         origin = self.recipe.origin(name)
         manifest = self.manifests[origin]
         return Inputs(
@@ -252,6 +268,7 @@ class RecipeRun:
             samples_digest=manifest.samples_digest,
             labels_digest=manifest.labels_digest,
             split=self.recipe.origins[origin].split,
+            without=[] if whole else list(self._lost(name).shards),
             remembered=str(self.out / "verified.json"),
         )
 
@@ -259,12 +276,15 @@ class RecipeRun:
         step = next(step for step in self.steps if step.name == name and step.flow not in ("ingest", "evaluate"))
         return Below(folder=str(self.out / step.folder / "model"), digest=self.results["stage", name].digest)
 
-    def _job(self, step: Step) -> TrainJob | FinetuneJob | EvaluateJob:
-        """What the step asks of a stage process; KeyError while something below it is unfinished."""
+    def _job(self, step: Step, *, whole: bool = False) -> TrainJob | FinetuneJob | EvaluateJob:
+        """What the step asks of a stage process; KeyError while something below it is unfinished.
+
+        `whole`: as if no shard were damaged.
+        """
         name = step.name
         declared, planned = self.recipe.stages[name], self._planned[name]
         settings = self.recipe.stages[name].train
-        inputs, seed = self._inputs(name), self.recipe.seed
+        inputs, seed = self._inputs(name, whole), self.recipe.seed
         if step.flow == "evaluate":
             assert self.recipe.evaluate is not None
             return EvaluateJob(
@@ -307,6 +327,7 @@ class RecipeRun:
                 "labels_digest": manifest.labels_digest,
                 "sizes": self.prepared.descriptions[name].sizes,
                 "shape": list(manifest.shape),
+                "lost": asdict(self.losses[name]) if name in self.losses else None,
             }
             for name, manifest in self.manifests.items()
         }

@@ -20,6 +20,7 @@ from conf.errors import OutputError, show
 from conf.protocol import Description, Plan, PlanJob
 from data import durable
 from data.manifest import FORMAT, Manifest
+from data.quarantine import without_keys
 from data.splits import partition
 from flows import stage
 
@@ -81,16 +82,19 @@ def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
     """What names the shards of a data set, and what `plan` must know of it."""
     if origin.source is None:
         manifest = Manifest.load(Path(str(origin.shards)))
-        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split)
+        left_out = without_keys(manifest) if origin.quarantine else frozenset()
+        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split, left_out)
     source = data.sources.open_source(origin.source, origin.limit)
     described = source.describe()
     key = {"content": described.content, "shard_size": origin.shard_size, "format": FORMAT}
     return key, _after_split(described, source, origin.split)
 
 
-def _after_split(found: Any, shards: Manifest | data.sources.RawSource, split: Split) -> Description:
+def _after_split(
+    found: Any, shards: Manifest | data.sources.RawSource, split: Split, left_out: frozenset[str] = frozenset()
+) -> Description:
     """found: the manifest or the source's description."""
-    parts = partition(shards, split)
+    parts = partition(shards, split, left_out)
 
     def labeled(part: str) -> int:
         own = part if part in shards.sets else "train"

@@ -11,9 +11,14 @@ from conf.journal import read as read_journal
 from conf.protocol import Inputs, TrainJob
 from data.loading import ShardData
 from data.shards import Manifest, Reader
+<<<<<<< HEAD
 from data.splits import partition, some
 from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StreamingModel
 from lightning_modules.passes import fit_in_one_pass
+=======
+from data.splits import divide, some
+from lightning_modules.interfaces import ComposedModel, Fitted, Layer
+>>>>>>> 6cfcef2 (Damaged shards are left out within the recipe's budget, named in the key and in the report)
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 from lightning_modules.training import Training, fit
@@ -69,7 +74,7 @@ def trained_on(inputs: Inputs) -> dict[str, Any]:
 def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Training:
     inputs, train = job.inputs, job.train
     shards = Path(inputs.shards)
-    parts = partition(Reader(shards), inputs.split)
+    parts = divide(Reader(shards), inputs.split, inputs.without)
     data = ShardData(
         shards=shards,
         samples=parts["train"],
@@ -78,6 +83,7 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         seed=job.seed,
         loader_workers=train.loader_workers,
         remembered=Path(inputs.remembered) if inputs.remembered else None,
+        without=inputs.without,
     )
     held_out = some(parts["validation"], VALIDATION_EXAMPLES, "validation")
     return fit(
