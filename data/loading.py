@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from conf.errors import InputError, StrataError, show
-from data.order import Order
+from data.order import BLOCK, WINDOW, Order
 from data.selection import Selection
+from data.shard_cache import require_room
 from data.shards import Reader, check
 
 
@@ -141,6 +142,7 @@ class ShardData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Once per node, before training: verifies what is not remembered as verified."""
+        require_room(self.reader.manifest, Order(self.samples, self.seed, 0)[: BLOCK * WINDOW])
         check(self.shards, self.remembered, self.without)
 
     def train_dataloader(self) -> StepLoader:

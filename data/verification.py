@@ -16,6 +16,7 @@ import numpy as np
 from conf.errors import Damaged, show
 from data import durable
 from data.manifest import NAME, REPAIR, Manifest, Shard
+from data.shard_cache import is_cache
 
 SETTLED = 2.0  # seconds; a file written more recently is hashed again next time, whatever its time stamp says
 
@@ -64,11 +65,14 @@ def damaged(manifest: Manifest, remembered: Path | None, without: Collection[str
     root = str(manifest.folder.resolve())
     known = memory.get(root, {})
     skipped = {name for shard in manifest.shards if shard.name in without for name in shard.files}
+    cached = {name for shard in manifest.shards for name in shard.files[:2]} if is_cache(manifest.folder) else set()
     bad, good = {}, {}
     for name, (size, sha) in manifest.files.items():
         if name in skipped:
             continue
         path = manifest.folder / name
+        if name in cached and not path.exists():
+            continue  # it is verified when it is fetched
         try:
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino, sha]
@@ -83,6 +87,9 @@ def damaged(manifest: Manifest, remembered: Path | None, without: Collection[str
             continue
         if time.time() - status.st_mtime > SETTLED:
             good[name] = stamp
+    for name in bad.keys() & cached:  # only a copy: it is fetched anew when it is needed
+        (manifest.folder / name).unlink(missing_ok=True)
+        del bad[name]
     if remembered is not None and good != known:
         with contextlib.suppress(OSError):  # read-only or full: it costs time only
             durable.write_json(remembered, memory | {root: good})

@@ -27,7 +27,7 @@ from data.ingest import Makers, ingest
 from data.manifest import Manifest
 from data.quarantine import Loss, lost
 from flows import stage
-from flows.preparing import Prepared
+from flows.preparing import Prepared, shards_folder
 from flows.progress import Reporter
 
 FLOWS = ("ingest", "pretrain", "train", "finetune", "evaluate")
@@ -144,8 +144,9 @@ class RecipeRun:
     def _find_shards(self, step: Step) -> bool:
         origin = self.recipe.origins[step.name]
         if origin.source is None:
-            folder = Path(str(origin.shards)).absolute()
-            step.key, step.folder = self.prepared.ingests[step.name]["manifest"], str(folder)
+            step.key = self.prepared.ingests[step.name]["manifest"]
+            folder = shards_folder(origin, step.key, self.out)
+            step.folder = str(folder)
         else:
             step.key = durable.digest_value(self.prepared.ingests[step.name])
             step.folder = f"shards/{step.key[:32]}"
