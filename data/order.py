@@ -67,3 +67,40 @@ class Order:
                 order = draw_order(len(content), "window", self.seed, self.epoch, window)
             self._kept, self._content = window, content[order]
         return self._content
+
+
+class Epochs:
+    """The samples of each step: an epoch of N samples has ⌈N / B⌉ steps, of B samples but for the last."""
+
+    def __init__(self, samples: np.ndarray | Selection, batch_size: int, seed: int) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.steps_per_epoch = -(-len(samples) // batch_size)
+        self._order: Order | None = None
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order.epoch != epoch:
+            self._order = Order(self.samples, self.seed, epoch)
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+class Endless:
+    """The samples of one epoch after the other, as one sequence without an end."""
+
+    def __init__(self, samples: np.ndarray | Selection, seed: int) -> None:
+        if not len(samples):
+            raise ValueError("no samples, hence no sequence of them")
+        self.samples, self.seed = samples, seed
+        self._order = Order(samples, seed, 0)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """(stop − start,) the samples at these positions, 0 ≤ start ≤ stop."""
+        start, stop = part.start, part.stop
+        pieces = [np.zeros(0, np.int64)]
+        while start < stop:
+            epoch, place = divmod(start, len(self.samples))
+            if self._order.epoch != epoch:
+                self._order = Order(self.samples, self.seed, epoch)
+            pieces.append(self._order[place : place + stop - start])
+            start += len(pieces[-1])
+        return np.concatenate(pieces)

@@ -119,7 +119,7 @@ class RecipeRun:
         if step.flow == "ingest":
             return self._find_shards(step)
         for whole in (True, False):  # what was computed before a shard was damaged is still right
-            if not whole and not self._lost(step.name).shards:
+            if not whole and not any(self._lost(origin).shards for origin in self.recipe.mixture(step.name)):
                 return False
             step.key = durable.digest_value(self._job(step, whole=whole).identity())
             step.folder = f"stages/{step.key[:32]}"
@@ -251,9 +251,8 @@ class RecipeRun:
 
     # --- jobs ---
 
-    def _lost(self, name: str) -> Loss:
-        """What a stage's data have to do without; checks them, once, if the recipe allows any loss."""
-        origin = self.recipe.origin(name)
+    def _lost(self, origin: str) -> Loss:
+        """What a data set has to do without; checks it, once, if the recipe allows any loss."""
         share = self.recipe.origins[origin].quarantine
         if origin not in self.losses and share:
             self.losses[origin] = lost(self.manifests[origin].folder, share, self.out / "verified.json")
@@ -261,15 +260,15 @@ class RecipeRun:
                 self.reporter.line(f"{origin}: {self.losses[origin]}")
         return self.losses.get(origin, Loss())
 
-    def _inputs(self, name: str, whole: bool) -> Inputs:
-        origin = self.recipe.origin(name)
+    def _inputs(self, origin: str, weight: float, whole: bool) -> Inputs:
         manifest = self.manifests[origin]
         return Inputs(
             shards=str(manifest.folder),
             samples_digest=manifest.samples_digest,
             labels_digest=manifest.labels_digest,
             split=self.recipe.origins[origin].split,
-            without=[] if whole else list(self._lost(name).shards),
+            weight=weight,
+            without=[] if whole else list(self._lost(origin).shards),
             remembered=str(self.out / "verified.json"),
         )
 
@@ -285,7 +284,9 @@ class RecipeRun:
         name = step.name
         declared, planned = self.recipe.stages[name], self._planned[name]
         settings = self.recipe.stages[name].train
-        inputs, seed = self._inputs(name, whole), self.recipe.seed
+        sets = self.recipe.mixture(name).items()
+        inputs, *mixed = [self._inputs(origin, weight, whole) for origin, weight in sets]
+        seed = self.recipe.seed
         if step.flow == "evaluate":
             assert self.recipe.evaluate is not None
             return EvaluateJob(
@@ -301,7 +302,7 @@ class RecipeRun:
             )  # fmt: skip
         return TrainJob(
             stage=name, spec=planned.spec, revision=planned.revision, below=below, hand_up=declared.hand_up,
-            inputs=inputs, train=settings, seed=seed, one_pass=planned.one_pass,
+            inputs=inputs, mixed=mixed, train=settings, seed=seed, one_pass=planned.one_pass,
         )  # fmt: skip
 
     # --- run.json ---

@@ -173,7 +173,10 @@ def _training_samples(run: Run, stage: Stage) -> int | None:
     while name in stages and not stages[name].get("data") and stages[name].get("on"):
         name = stages[name]["on"]
     chosen = stages.get(name, {}).get("data") or (stage.name if stage.name in shards else next(iter(shards), None))
-    return shards.get(chosen, {}).get("sizes", {}).get("train")
+    sizes = [
+        shards.get(one, {}).get("sizes", {}).get("train") for one in (chosen if isinstance(chosen, dict) else [chosen])
+    ]
+    return None if None in sizes else sum(sizes)
 
 
 def curves(run: Run) -> str:

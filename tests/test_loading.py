@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import conf
 from conf.errors import Damaged, InputError
 from data.loading import Batches, ShardData, Step, piece
-from data.order import Order
+from data.order import Epochs, Order
 from data.shards import Reader, ingest
 from data.sources import open_source
 
@@ -42,14 +42,12 @@ def steps(
 ) -> list[Step]:
     batches = Batches(
         reader=Reader(shards),
-        samples=SAMPLES,
-        batch_size=batch_size,
-        seed=7,
+        drawn=Epochs(SAMPLES, batch_size, 7),
         start_step=start,
         total_steps=epochs * -(-len(SAMPLES) // batch_size),
         rank=rank,
         world_size=ranks,
-        labeled=True,
+        labels=Reader(shards).labels(),
     )
     return list(DataLoader(batches, batch_size=None, num_workers=workers))
 

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 import conf
 import data.loading
+import data.order
 from conf.errors import Damaged
 from data.loading import Batches, ShardData
-from data.order import Order
+from data.order import Epochs, Order
 from data.selection import Selection
 from data.shards import Reader, ingest
 from data.sources import open_source
@@ -43,14 +44,11 @@ def read(
     """Notes a line of sample numbers a step in `out`, from step `start` on; kills its whole group at step `dies`."""
     batches = Batches(
         reader=Reader(shards),
-        samples=Selection.of(SAMPLES),
-        batch_size=batch_size,
-        seed=SEED,
+        drawn=Epochs(Selection.of(SAMPLES), batch_size, SEED),
         start_step=start,
         total_steps=EPOCHS * -(-len(SAMPLES) // batch_size),
         rank=rank,
         world_size=ranks,
-        labeled=False,
     )
     with out.open("a") as file:
         for step in DataLoader(batches, batch_size=None, num_workers=workers):
@@ -95,7 +93,7 @@ def expected(batch_size: int) -> list[list[int]]:
 def test_every_key_once_per_epoch_in_one_order(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, ranks: int
 ) -> None:
-    monkeypatch.setattr(data.loading, "Order", SMALL)
+    monkeypatch.setattr(data.order, "Order", SMALL)
     moments = random.Random(workers * 10 + ranks)
     for batch_size in (7, 100, 601):
         steps = expected(batch_size)
@@ -126,8 +124,8 @@ def test_601_samples_on_three_ranks_at_batch_100(shards: Path) -> None:
     found = []
     for rank in range(3):
         batches = Batches(
-            reader=Reader(shards), samples=np.arange(601), batch_size=100, seed=0, start_step=0, total_steps=7,
-            rank=rank, world_size=3, labeled=False,
+            reader=Reader(shards), drawn=Epochs(np.arange(601), 100, 0), start_step=0, total_steps=7, rank=rank,
+            world_size=3,
         )  # fmt: skip
         found.append(list(batches))
     assert [[len(step.x) for step in steps] for steps in found] == [
@@ -142,13 +140,13 @@ def test_601_samples_on_three_ranks_at_batch_100(shards: Path) -> None:
 
 def test_other_ranks_and_workers_go_on_from_the_same_step(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of 20 steps begun on three ranks goes on with two, then with one: still one order."""
-    monkeypatch.setattr(data.loading, "Order", SMALL)
+    monkeypatch.setattr(data.order, "Order", SMALL)
     steps, seen, start = expected(37), [], 0
     for ranks, stop in ((3, 9), (2, 16), (1, len(steps))):
         readers = [
             Batches(
-                reader=Reader(shards), samples=SAMPLES, batch_size=37, seed=SEED, start_step=start, total_steps=stop,
-                rank=rank, world_size=ranks, labeled=False,
+                reader=Reader(shards), drawn=Epochs(SAMPLES, 37, SEED), start_step=start, total_steps=stop, rank=rank,
+                world_size=ranks,
             )
             for rank in range(ranks)
         ]  # fmt: skip
@@ -178,8 +176,8 @@ def test_every_process_checks_what_it_touches_first(shards: Path, tmp_path: Path
         Reader(copy).read(np.array([300]))
     for workers in (1, 2):
         batches = Batches(
-            reader=Reader(copy), samples=np.arange(COUNT), batch_size=50, seed=0, start_step=0, total_steps=13,
-            rank=0, world_size=1, labeled=False,
+            reader=Reader(copy), drawn=Epochs(np.arange(COUNT), 50, 0), start_step=0, total_steps=13, rank=0,
+            world_size=1,
         )  # fmt: skip
         with pytest.raises(Damaged, match="sample 00000300"):
             list(data.loading.StepLoader(batches, workers))
