@@ -121,6 +121,10 @@ def _plan_model(
             f"stage {name}: this {kind} needs {model.least_samples} training samples or more, "
             f"found {description.sizes['train']}; lower num_hidden"
         )
+    if isinstance(model, StreamingModel) and len(weights := recipe.mixture(name)) > 1:
+        raise InputError(
+            f"stage {name}: a {kind} is fitted in one pass over one data set; name it, one of {list(weights)}"
+        )
     fitted, samples = not isinstance(model, ComposedModel), description.sizes["train"]
     steps = settings.epochs * -(-samples // min(settings.batch_size, samples))
     if isinstance(model, StreamingModel):

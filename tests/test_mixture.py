@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -13,11 +14,16 @@ import torch
 
 import conf
 from conf.errors import Damaged, InputError
+from conf.protocol import Description, PlanJob
+from conf.reading import read
+from data import durable
 from data.loading import Mixed, ShardData, Step
 from data.mixture import Mixture, Readers
 from data.order import Endless, Order
 from data.shards import Reader, ingest
 from data.sources import open_source
+from lightning_modules.planning import plan
+from tests.conftest import Command
 
 SIZES = (601, 40, 90)  # samples of the three folders; values: 1000 × folder + row
 
@@ -138,8 +144,6 @@ def test_what_does_not_mix(folders: list[Path], tmp_path: Path) -> None:
 
 
 def test_every_folder_is_verified(folders: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(folders[2], tmp_path / "copy")
     (copy / "train-00001.tar").unlink()
     with pytest.raises(Damaged, match=r"train-00001\.tar"):
@@ -152,7 +156,8 @@ CHOSEN = np.arange(3, 601, 26)  # 23 labeled samples
 def beside(folders: list[Path], **changes: Any) -> ShardData:
     unlabeled = np.setdiff1d(np.arange(601), CHOSEN)
     settings: dict[str, Any] = {"samples": unlabeled, "batch_size": 100, "epochs": 4, "seed": 9}
-    return ShardData(shards=folders[0], labeled_samples=CHOSEN, **{"labeled_batch_size": 8} | settings | changes)
+    settings |= {"labeled_samples": CHOSEN, "labeled_batch_size": 8}
+    return ShardData(shards=folders[0], **settings | changes)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -205,3 +210,70 @@ def test_labeled_samples_beside_a_mixture(folders: list[Path]) -> None:
     for step, expected in zip(data.train_dataloader(), plain, strict=True):
         assert numbers(step) == expected and step.labeled is not None
         assert step.labeled.label.tolist() == [int(row[0]) % 4 for row in step.labeled.x]
+
+
+DATASETS = """\
+name: mixed
+datasets:
+  many: {source: {kind: digits}}
+  few: {source: {kind: arrays, path: PATH}, split: {test: 0.0, validation: 0.0}}
+train: {threads: 1, epochs: 1, batch_size: 100, log_steps: 5}
+evaluate: {num_temperatures: 10, num_chains: 5, gibbs_steps: 5, num_samples: 2, num_examples: 50}
+stages:
+  layer1: {data: {many: 3, few: 1}, model: {kind: rbm, num_hidden: 16}}
+  layer2: {on: layer1, model: {kind: rbm, num_hidden: 8}}
+"""
+
+
+def test_a_stage_of_a_recipe_mixes(tmp_path: Path, strata: Command) -> None:
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).random((70, 8, 8), np.float32))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(DATASETS.replace("PATH", str(tmp_path / "few.npy")))
+    done = strata("run", recipe, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    about = {
+        value["stage"]: value
+        for value in (durable.read_json(path) for path in (tmp_path / "out" / "stages").glob("*/model/model.json"))
+    }
+    for stage in ("layer1", "layer2"):
+        (other,) = about[stage]["mixed"]
+        assert (about[stage]["weight"], other["weight"]) == (3, 1) and about[stage]["samples"] != other["samples"]
+    results = [durable.read_json(path) for path in (tmp_path / "out" / "stages").glob("*/result.json")]
+    steps = {result["stage"]: result["steps"] for result in results if result["do"] == "train"}
+    run = next((tmp_path / "out").glob("mixed-*/run.json"))
+    sizes = {name: entry["sizes"]["train"] for name, entry in durable.read_json(run)["shards"].items()}
+    assert sizes["few"] == 70 and steps["layer1"] == steps["layer2"] == -(-sum(sizes.values()) // 100)
+
+
+@pytest.mark.parametrize(
+    "data, problem",
+    [
+        ("{many: 300, few: 1}", "of a batch of 100, few with its weight 1 gives less than one sample"),
+        ("{many: 3, wide: 1}", "mixed data sets must have samples of one shape, found {'many': '8×8', 'wide': '5'}"),
+        ("{many: 1, nobody: 1}", "stages.layer1.data names 'nobody'; the data sets are ['many', 'few', 'wide']"),
+        ("{many: 1, few: 0}", "stages.layer1.data"),
+        ("{}", "'data' names no data set"),
+    ],
+)
+def test_mixtures_that_cannot_be(tmp_path: Path, data: str, problem: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        DATASETS.replace("{many: 3, few: 1}", data).replace("train:", "  wide: {source: {kind: digits}}\ntrain:", 1)
+    )
+
+    def of(shape: list[int], train: int) -> Description:
+        sizes = {"train": train, "validation": 0, "test": 9}
+        return Description(shape=shape, low=0.0, high=1.0, sizes=sizes, labeled=0, labeled_test=0, num_classes=0)
+
+    with pytest.raises(InputError) as caught:
+        known = {"many": of([8, 8], 1000), "few": of([8, 8], 70), "wide": of([5], 80)}
+        plan(PlanJob(recipe=read(tmp_path / "recipe.yaml", []), descriptions=known))
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pass_reads_one_data_set(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(DATASETS.replace("{kind: rbm, num_hidden: 16}", "{kind: standardize}"))
+    sizes = {"train": 1000, "validation": 0, "test": 9}
+    one = Description(shape=[4], low=0.0, high=1.0, sizes=sizes, labeled=0, labeled_test=0, num_classes=0)
+    with pytest.raises(InputError, match=r"in one pass over one data set; name it, one of \['many', 'few'\]"):
+        plan(PlanJob(recipe=read(recipe, []), descriptions={"many": one, "few": one}))
