@@ -51,7 +51,7 @@ def without_keys(manifest: Manifest) -> frozenset[str]:
     found = set()
     for shard in manifest.shards:
         try:
-            manifest.shard_keys(shard)
+            manifest.keys_of(shard)
         except Damaged:
             found.add(shard.name)
     return frozenset(found)

@@ -105,7 +105,7 @@ def _keys(whole: Divisible, without: Collection[str]) -> Iterator[tuple[int, lis
     if isinstance(whole, Manifest):
         for shard in whole.shards:
             if shard.set_name == "train" and shard.name not in without:
-                yield shard.row, whole.shard_keys(shard)
+                yield shard.row, whole.keys_of(shard)
         return
     first, keys = 0, whole.keys("train")
     while some_keys := list(islice(keys, KEYS_AT_A_TIME)):

@@ -158,7 +158,7 @@ def _keys(reader: Reader, samples: np.ndarray) -> list[str]:
     for shard in reader.manifest.shards:
         start, stop = np.searchsorted(samples, [shard.first, shard.first + shard.count])
         if start < stop:
-            keys = reader.manifest.shard_keys(shard)
+            keys = reader.manifest.keys_of(shard)
             found += [keys[number - shard.first] for number in samples[start:stop].tolist()]
     return found
 
