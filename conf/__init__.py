@@ -286,10 +286,14 @@ class Finetune(Strict):
 
 
 class Stage(Strict):
-    """One step of a recipe: a model trained on data (or on the codes of the stage it stands on), or a fine-tuning."""
+    """One step of a recipe: a model trained on data (or on the codes of the stage it stands on), or a fine-tuning.
+
+    `data: {a: 3, b: 1}` trains on a mixture: of four samples three are of set a, each set going through epochs of its
+    own. Validation, evaluation and fine-tuning use the first set named.
+    """
 
     on: Name | None = None  # the stage below
-    data: Name | None = None  # which of `datasets`; default: the only one, or that of the stage below
+    data: Name | dict[Name, Positive] | None = None  # which of `datasets`; default: the only one, or the stage below's
     model: ModelSpec | None = None
     finetune: Finetune | None = None
     hand_up: Literal["mean", "sample"] = "mean"  # what the stack below hands to this stage
@@ -299,6 +303,8 @@ class Stage(Strict):
     def one_job(self) -> Stage:
         if (self.model is None) == (self.finetune is None):
             raise ValueError("needs exactly one of 'model' and 'finetune'")
+        if self.data is not None and not self.data:
+            raise ValueError("'data' names no data set")
         if self.finetune is not None and self.on is None:
             raise ValueError("'finetune' needs 'on', the stage whose stack it fine-tunes")
         return self
@@ -355,8 +361,9 @@ class Recipe(Strict):
                 raise ValueError(f"stages.{name}.on names {stage.on!r}, which is {where}; earlier ones: {list(seen)}")
             if stage.on is not None and seen[stage.on].finetune is not None:
                 raise ValueError(f"stages.{name}.on names {stage.on!r}, a fine-tuning; nothing can stand on one")
-            if stage.data is not None and stage.data not in self.origins:
-                raise ValueError(f"stages.{name}.data names {stage.data!r}; the data sets are {list(self.origins)}")
+            for origin in [stage.data] if isinstance(stage.data, str) else stage.data or {}:
+                if origin not in self.origins:
+                    raise ValueError(f"stages.{name}.data names {origin!r}; the data sets are {list(self.origins)}")
             if stage.on is None and stage.data is None and len(self.origins) > 1:
                 raise ValueError(f"stages.{name} must name its 'data', one of {list(self.origins)}")
             seen[name] = stage
@@ -367,12 +374,18 @@ class Recipe(Strict):
         """Every data set by name; the short form `data:` is called `data`."""
         return {"data": self.data} if self.data is not None else self.datasets
 
-    def origin(self, stage: str) -> str:
-        """The name of the data set a stage reads."""
+    def mixture(self, stage: str) -> dict[str, float]:
+        """The data sets a stage is trained on, with their weights."""
         this = self.stages[stage]
-        if this.data is not None:
+        if isinstance(this.data, dict):
             return this.data
-        return self.origin(this.on) if this.on is not None else next(iter(self.origins))
+        if this.data is None and this.on is not None:
+            return self.mixture(this.on)
+        return {this.data or next(iter(self.origins)): 1.0}
+
+    def origin(self, stage: str) -> str:
+        """The data set a stage reads, the first one of a mixture."""
+        return next(iter(self.mixture(stage)))
 
     def chain(self, stage: str) -> list[str]:
         """The stages below `stage`, bottom first."""

@@ -23,10 +23,13 @@ class Inputs(Strict):
     samples_digest: str
     labels_digest: str
     split: Split
+    weight: float = 1.0  # in a mixture
+    without: list[str] = []  # damaged shards that are left out, by name
     remembered: str | None = None  # the file that remembers which shards were verified
 
     def identity(self, *, labels: bool = False) -> dict[str, Any]:
-        named = {"samples": self.samples_digest, "split": self.split.model_dump()}
+        named: dict[str, Any] = {"samples": self.samples_digest, "split": self.split.model_dump()}
+        named |= {"without": sorted(self.without)} if self.without else {}
         return named | ({"labels": self.labels_digest} if labels else {})
 
 
@@ -48,10 +51,18 @@ class TrainJob(Strict):
     below: Below | None
     hand_up: Literal["mean", "sample"]
     inputs: Inputs
+    mixed: list[Inputs] = []  # further sets that training draws from
     train: Train
     seed: int
     one_pass: bool = False  # statistics of one pass, then closed form: neither optimizer nor order enters
     method: int = 1  # revision of how models are trained, whatever the model
+
+    def samples(self) -> dict[str, Any]:
+        """What names the samples it learns from."""
+        if not self.mixed:
+            return self.inputs.identity()
+        sets = [inputs.identity() | {"weight": inputs.weight} for inputs in (self.inputs, *self.mixed)]
+        return sets[0] | {"mixed": sets[1:]}
 
     def identity(self) -> dict[str, Any]:
         drawn = not self.one_pass or self.train.binarize == "sample" or bool(self.below and self.hand_up == "sample")
@@ -62,7 +73,7 @@ class TrainJob(Strict):
             "revision": [self.method, self.revision],
             "below": self.below and self.below.digest,
             "hand_up": self.hand_up if self.below else "mean",
-            "inputs": self.inputs.identity(),
+            "inputs": self.samples(),
             "train": train,
             "seed": self.seed if drawn else None,
         }

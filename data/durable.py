@@ -82,12 +82,17 @@ def digest_value(value: Any) -> str:
 
 def digest_file(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_stream(file)
+
+
+def digest_stream(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read of an open file."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager
-def lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Exclusive use of what `path` stands for; the kernel frees it when the holder dies, however it dies.
+def lock(path: Path, *, wait: Callable[[str], None] | None = None, shared: bool = False) -> Iterator[None]:
+    """Exclusive (or shared) use of what `path` stands for; the kernel frees it when the holder dies, however it dies.
 
     Without `wait` a held lock raises Locked at once; with it, `wait(holder)` is called once and the lock is awaited.
     """
@@ -96,7 +101,7 @@ def lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
         told = False
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 file.seek(0)
@@ -107,8 +112,9 @@ def lock(path: Path, *, wait: Callable[[str], None] | None = None) -> Iterator[N
                     wait(holder)
                     told = True
                 time.sleep(0.2)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
-        file.flush()
+        if not shared:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
+            file.flush()
         yield

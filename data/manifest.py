@@ -66,6 +66,11 @@ class Shard:
     def keys_name(self) -> str:
         return f"{self.stem}.keys.jsonl"
 
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """What a shard consists of; the list of keys may be absent."""
+        return self.name, self.index_name, self.keys_name
+
 
 @dataclass(frozen=True)
 class SetSummary:
@@ -194,12 +199,12 @@ class Manifest:
             if shard.set_name == set_name:
                 yield from self.keys_of(shard)
 
-    def keys_of(self, shard: Shard) -> Iterator[str]:
+    def keys_of(self, shard: Shard) -> list[str]:
         """The source key of every sample of a shard, in order."""
-        if shard.keys_name in self.files:
-            yield from (json.loads(line) for line in self.read(shard.keys_name).splitlines())
-        else:
-            yield from map(str, range(shard.row, shard.row + shard.count))
+        if shard.keys_name not in self.files:
+            return list(map(str, range(shard.row, shard.row + shard.count)))
+        keys: list[str] = json.loads(b"[" + b",".join(self.read(shard.keys_name).splitlines()) + b"]")
+        return keys
 
     # --- the file ---
 

@@ -238,11 +238,15 @@ def _allowed() -> str:
     return ", ".join(f"{scheme}://" for scheme in SCHEMES)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     """Where none is named, one is: processes that this one starts then share its copies, and leave none behind."""
     if CACHE not in os.environ:
         os.environ[CACHE] = str(_private(os.getpid()))
-    return Path(os.environ[CACHE]) / "raw"
+    return Path(os.environ[CACHE])
+
+
+def _cache() -> Path:
+    return cache_folder() / "raw"
 
 
 @cache

@@ -19,6 +19,7 @@ from conf.errors import Damaged, show
 from data.ingest import ingest
 from data.manifest import REPAIR, Manifest, Shard
 from data.mapping import Mapping, WrongSize
+from data.shard_cache import at_hand
 from data.tar import BLOCK, INDEX, ArrayLayout
 from data.verification import Finding, check, verify
 
@@ -130,16 +131,23 @@ class Reader:
     def _open_shard(self, owner: int) -> None:
         """Maps a shard and its index, the index after it was compared with its digest and with the tar's size."""
         if self._open.sum() >= MAX_OPEN:
-            oldest = int(np.argmin(np.where(self._open, self._used, self._clock + 1)))
-            self._open[oldest] = False
-            self._tars.drop(oldest)
-            self._indexes.drop(oldest)
+            self._close_shard(int(np.argmin(np.where(self._open, self._used, self._clock + 1))))
         shard = self.manifest.shards[owner]
-        self._map(self._tars, owner, shard.name)
-        if not self.manifest.layout.plausible(self.manifest.index(shard), self._tars.sizes[owner]):
-            raise Damaged(f"{show(self.folder / shard.index_name)}: does not fit its shard; {REPAIR}")
-        self._map(self._indexes, owner, shard.index_name)
+        with at_hand(self.manifest, shard) as fetched:
+            self._map(self._tars, owner, shard.name)
+            if not self.manifest.layout.plausible(self.manifest.index(shard), self._tars.sizes[owner]):
+                raise Damaged(f"{show(self.folder / shard.index_name)}: does not fit its shard; {REPAIR}")
+            self._map(self._indexes, owner, shard.index_name)
         self._open[owner] = True
+        if fetched:  # others may have made way, and take room as long as somebody maps them
+            for other in np.flatnonzero(self._open & (self._used < self._clock)).tolist():
+                if not (self.folder / self.manifest.shards[other].name).exists():
+                    self._close_shard(other)
+
+    def _close_shard(self, owner: int) -> None:
+        self._open[owner] = False
+        self._tars.drop(owner)
+        self._indexes.drop(owner)
 
     def _map(self, mapping: Mapping, owner: int, name: str) -> None:
         path = self.folder / name

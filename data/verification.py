@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from conf.errors import Damaged, show
 from data import durable
 from data.manifest import NAME, REPAIR, Manifest, Shard
+from data.shard_cache import is_cache
 
 SETTLED = 2.0  # seconds; a file written more recently is hashed again next time, whatever its time stamp says
 
@@ -38,40 +40,60 @@ class Finding:
         return f"{show(self.file)}: {self.problem}: {self.detail}{affected}"
 
 
-def check(folder: Path, remembered: Path | None = None) -> Manifest:
+def check(folder: Path, remembered: Path | None = None, without: Collection[str] = ()) -> Manifest:
     """Hashes every file of the folder that is not remembered as good; returns the manifest.
 
     `remembered` is a small JSON file of (size, mtime_ns, inode) → digest, written here; losing it costs time only.
-    Errors: InputError (no finished shards), Damaged (listing all bad files in one line).
+    `without`: names of shards that nobody will read (data/quarantine.py). Errors: InputError (no finished shards),
+    Damaged (listing all bad files in one line).
     """
     manifest = Manifest.load(folder)
+    if bad := damaged(manifest, remembered, without):
+        raise Damaged(refusal(manifest, bad))
+    return manifest
+
+
+def refusal(manifest: Manifest, bad: dict[str, str]) -> str:
+    named = [f"{name} ({problem})" for name, problem in bad.items()]
+    more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
+    return f"{show(manifest.folder)}: {len(bad)} damaged files: {', '.join(named[:20])}{more}; {REPAIR}"
+
+
+def damaged(manifest: Manifest, remembered: Path | None, without: Collection[str] = ()) -> dict[str, str]:
+    """File → what is wrong with it; see `check`."""
     memory = _recall(remembered)
-    root = str(Path(folder).resolve())
+    root = str(manifest.folder.resolve())
     known = memory.get(root, {})
-    bad, good = [], {}
+    skipped = {name for shard in manifest.shards if shard.name in without for name in shard.files}
+    cached = {name for shard in manifest.shards for name in shard.files[:2]} if is_cache(manifest.folder) else set()
+    bad, good = {}, {}
     for name, (size, sha) in manifest.files.items():
+        if name in skipped:
+            continue
         path = manifest.folder / name
+        if name in cached and not path.exists():
+            continue  # it is verified when it is fetched
         try:
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino, sha]
             if status.st_size != size:
-                bad.append(f"{name} ({status.st_size} bytes instead of {size})")
+                bad[name] = f"{status.st_size} bytes instead of {size}"
                 continue
             if known.get(name) != stamp and durable.digest_file(path) != sha:
-                bad.append(f"{name} (content differs)")
+                bad[name] = "content differs"
                 continue
         except OSError as error:
-            bad.append(f"{name} ({(error.strerror or str(error)).lower()})")
+            bad[name] = (error.strerror or str(error)).lower()
             continue
         if time.time() - status.st_mtime > SETTLED:
             good[name] = stamp
+    for name in bad.keys() & cached:  # only a copy: it is fetched anew when it is needed
+        (manifest.folder / name).unlink(missing_ok=True)
+        del bad[name]
     if remembered is not None and good != known:
         with contextlib.suppress(OSError):  # read-only or full: it costs time only
             durable.write_json(remembered, memory | {root: good})
-    if bad:
-        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise Damaged(f"{show(folder)}: {len(bad)} damaged files: {', '.join(bad[:20])}{more}; {REPAIR}")
-    return manifest
+    return bad
 
 
 def _recall(remembered: Path | None) -> dict[str, Any]:

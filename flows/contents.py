@@ -253,7 +253,7 @@ class Contents:
         manifest = self.manifest
         shard = manifest.shards[bisect.bisect_right(manifest.shards, number, key=lambda shard: shard.first) - 1]
         label = int(self.reader.labels()[number])
-        key = next(itertools.islice(manifest.keys_of(shard), number - shard.first, None))
+        key = manifest.keys_of(shard)[number - shard.first]
         return shard.set_name, self.class_name(label) if label >= 0 else "", key
 
     def class_name(self, number: int) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from conf.protocol import Below, EvaluateJob, FinetuneJob, Inputs, Result, Train
 from data import durable
 from data.ingest import Makers, ingest
 from data.manifest import Manifest
+from data.quarantine import Loss, lost
 from flows import stage
-from flows.preparing import Prepared
+from flows.preparing import Prepared, shards_folder
 from flows.progress import Reporter
 
 FLOWS = ("ingest", "pretrain", "train", "finetune", "evaluate")
@@ -72,6 +73,7 @@ class RecipeRun:
         self.recipe = self.prepared.recipe
         self.results: dict[tuple[str, str], Result] = {}
         self.manifests: dict[str, Manifest] = {}
+        self.losses: dict[str, Loss] = {}  # of data sets that were checked for it
         self._planned = {planned.name: planned for planned in self.prepared.plan.stages}
         self.steps = self._all_steps()
         self._before = self._earlier_record()
@@ -116,11 +118,15 @@ class RecipeRun:
         """Names the step's folder and takes its result if it is finished."""
         if step.flow == "ingest":
             return self._find_shards(step)
-        job = self._job(step)
-        step.key = durable.digest_value(job.identity())
-        step.folder = f"stages/{step.key[:32]}"
-        path = self.out / step.folder / "result.json"
-        if not path.exists():
+        for whole in (True, False):  # what was computed before a shard was damaged is still right
+            if not whole and not any(self._lost(origin).shards for origin in self.recipe.mixture(step.name)):
+                return False
+            step.key = durable.digest_value(self._job(step, whole=whole).identity())
+            step.folder = f"stages/{step.key[:32]}"
+            path = self.out / step.folder / "result.json"
+            if path.exists():
+                break
+        else:
             return False
         result = self._read_result(path, step)
         self.results[step.flow == "evaluate" and "evaluate" or "stage", step.name] = result
@@ -138,8 +144,9 @@ class RecipeRun:
     def _find_shards(self, step: Step) -> bool:
         origin = self.recipe.origins[step.name]
         if origin.source is None:
-            folder = Path(str(origin.shards)).absolute()
-            step.key, step.folder = self.prepared.ingests[step.name]["manifest"], str(folder)
+            step.key = self.prepared.ingests[step.name]["manifest"]
+            folder = shards_folder(origin, step.key, self.out)
+            step.folder = str(folder)
         else:
             step.key = durable.digest_value(self.prepared.ingests[step.name])
             step.folder = f"shards/{step.key[:32]}"
@@ -244,14 +251,24 @@ class RecipeRun:
 
     # --- jobs ---
 
-    def _inputs(self, name: str) -> Inputs:
-        origin = self.recipe.origin(name)
+    def _lost(self, origin: str) -> Loss:
+        """What a data set has to do without; checks it, once, if the recipe allows any loss."""
+        share = self.recipe.origins[origin].quarantine
+        if origin not in self.losses and share:
+            self.losses[origin] = lost(self.manifests[origin].folder, share, self.out / "verified.json")
+            if self.losses[origin].shards:
+                self.reporter.line(f"{origin}: {self.losses[origin]}")
+        return self.losses.get(origin, Loss())
+
+    def _inputs(self, origin: str, weight: float, whole: bool) -> Inputs:
         manifest = self.manifests[origin]
         return Inputs(
             shards=str(manifest.folder),
             samples_digest=manifest.samples_digest,
             labels_digest=manifest.labels_digest,
             split=self.recipe.origins[origin].split,
+            weight=weight,
+            without=[] if whole else list(self._lost(origin).shards),
             remembered=str(self.out / "verified.json"),
         )
 
@@ -259,12 +276,17 @@ class RecipeRun:
         step = next(step for step in self.steps if step.name == name and step.flow not in ("ingest", "evaluate"))
         return Below(folder=str(self.out / step.folder / "model"), digest=self.results["stage", name].digest)
 
-    def _job(self, step: Step) -> TrainJob | FinetuneJob | EvaluateJob:
-        """What the step asks of a stage process; KeyError while something below it is unfinished."""
+    def _job(self, step: Step, *, whole: bool = False) -> TrainJob | FinetuneJob | EvaluateJob:
+        """What the step asks of a stage process; KeyError while something below it is unfinished.
+
+        `whole`: as if no shard were damaged.
+        """
         name = step.name
         declared, planned = self.recipe.stages[name], self._planned[name]
         settings = self.recipe.stages[name].train
-        inputs, seed = self._inputs(name), self.recipe.seed
+        sets = self.recipe.mixture(name).items()
+        inputs, *mixed = [self._inputs(origin, weight, whole) for origin, weight in sets]
+        seed = self.recipe.seed
         if step.flow == "evaluate":
             assert self.recipe.evaluate is not None
             return EvaluateJob(
@@ -280,7 +302,7 @@ class RecipeRun:
             )  # fmt: skip
         return TrainJob(
             stage=name, spec=planned.spec, revision=planned.revision, below=below, hand_up=declared.hand_up,
-            inputs=inputs, train=settings, seed=seed, one_pass=planned.one_pass,
+            inputs=inputs, mixed=mixed, train=settings, seed=seed, one_pass=planned.one_pass,
         )  # fmt: skip
 
     # --- run.json ---
@@ -307,6 +329,7 @@ class RecipeRun:
                 "labels_digest": manifest.labels_digest,
                 "sizes": self.prepared.descriptions[name].sizes,
                 "shape": list(manifest.shape),
+                "lost": asdict(self.losses[name]) if name in self.losses else None,
             }
             for name, manifest in self.manifests.items()
         }

@@ -20,6 +20,9 @@ from conf.errors import OutputError, show
 from conf.protocol import Description, Plan, PlanJob
 from data import durable
 from data.manifest import FORMAT, Manifest
+from data.quarantine import without_keys
+from data.remote import CACHE, cache_folder, is_remote, local_path
+from data.shard_cache import folder_of, open_remote
 from data.splits import partition
 from flows import stage
 
@@ -49,6 +52,7 @@ def prepare(recipe: Recipe, out: Path | None = None) -> Prepared:
     """
     if out is not None:
         _refuse_unwritable(out.absolute())
+        os.environ[CACHE] = str(_cache(out))
     origins = recipe.origins
     fingerprints = {name: _fingerprint(origin) for name, origin in origins.items()}
     digest = durable.digest_value([recipe.model_dump(mode="json"), fingerprints, code_digest()])
@@ -74,23 +78,45 @@ def _refuse_unwritable(out: Path) -> None:
 def _fingerprint(origin: Data) -> str:
     if origin.source is not None:
         return data.sources.open_source(origin.source, origin.limit).fingerprint()
-    return Manifest.load(Path(str(origin.shards))).digest
+    return _shards(origin).digest
+
+
+def _shards(origin: Data) -> Manifest:
+    """Of finished shards; remote ones have a folder in the cache from here on."""
+    address = str(origin.shards)
+    if not is_remote(address):
+        return Manifest.load(local_path(address))
+    return Manifest.load(open_remote(address, cache_folder(), int(origin.cache_gib * 2**30)))
+
+
+def shards_folder(origin: Data, digest: str, out: Path) -> Path:
+    """Where the finished shards that a data set names lie here; digest: of their manifest."""
+    address = str(origin.shards)
+    return folder_of(address, digest, _cache(out)) if is_remote(address) else local_path(address).absolute()
+
+
+def _cache(out: Path) -> Path:
+    """What is fetched once and kept: remote shards and raw files."""
+    return out.absolute() / "cache"
 
 
 def _describe(origin: Data) -> tuple[dict[str, Any], Description]:
     """What names the shards of a data set, and what `plan` must know of it."""
     if origin.source is None:
-        manifest = Manifest.load(Path(str(origin.shards)))
-        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split)
+        manifest = _shards(origin)
+        left_out = without_keys(manifest) if origin.quarantine else frozenset()
+        return {"manifest": manifest.digest}, _after_split(manifest, manifest, origin.split, left_out)
     source = data.sources.open_source(origin.source, origin.limit)
     described = source.describe()
     key = {"content": described.content, "shard_size": origin.shard_size, "format": FORMAT}
     return key, _after_split(described, source, origin.split)
 
 
-def _after_split(found: Any, shards: Manifest | data.sources.RawSource, split: Split) -> Description:
+def _after_split(
+    found: Any, shards: Manifest | data.sources.RawSource, split: Split, left_out: frozenset[str] = frozenset()
+) -> Description:
     """found: the manifest or the source's description."""
-    parts = partition(shards, split)
+    parts = partition(shards, split, left_out)
 
     def labeled(part: str) -> int:
         own = part if part in shards.sets else "train"

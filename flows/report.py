@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from conf import journal
 from conf.protocol import Result
 from data import durable
+from data.quarantine import Loss
 from flows import pictures
 from flows.markup import card, cards, document, image, section, short_digest, table, text
 from flows.wording import (
@@ -172,7 +173,10 @@ def _training_samples(run: Run, stage: Stage) -> int | None:
     while name in stages and not stages[name].get("data") and stages[name].get("on"):
         name = stages[name]["on"]
     chosen = stages.get(name, {}).get("data") or (stage.name if stage.name in shards else next(iter(shards), None))
-    return shards.get(chosen, {}).get("sizes", {}).get("train")
+    sizes = [
+        shards.get(one, {}).get("sizes", {}).get("train") for one in (chosen if isinstance(chosen, dict) else [chosen])
+    ]
+    return None if None in sizes else sum(sizes)
 
 
 def curves(run: Run) -> str:
@@ -348,6 +352,8 @@ def provenance(run: Run) -> str:
         sizes = ", ".join(f"{part} {size:,}" for part, size in content["sizes"].items())
         digests = (short_digest(content.get(digest)) for digest in ("samples_digest", "labels_digest"))
         shape, folder = "×".join(map(str, content["shape"])), f"<code>{text(content['folder'])}</code>"
+        if lost := content.get("lost"):
+            sizes += f"; {Loss(**lost)}" if lost["shards"] else ""
         shards.append(("", [f"<b>{text(name)}</b>", text(shape), text(sizes), *digests, folder]))
     stages = []
     for stage in run.stages:

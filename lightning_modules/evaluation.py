@@ -23,7 +23,7 @@ from conf.errors import InputError
 from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
-from data.splits import partition, some
+from data.splits import divide, some
 from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Measures, Samples
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Rescales, Stack
@@ -40,7 +40,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     folder = Path(job.folder)
     model = registry.load(Path(job.model.folder)).eval()
     reader = Reader(Path(job.inputs.shards))
-    parts = partition(reader, job.inputs.split)
+    parts = divide(reader, job.inputs.split, job.inputs.without)
     name = next((name for name in ("test", "validation", "train") if len(parts[name])), "train")
     _refuse_unfit(model, reader, job)
     x = torch.from_numpy(reader.values(some(parts[name], job.evaluate.num_examples, "evaluate")))

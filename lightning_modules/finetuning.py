@@ -21,11 +21,11 @@ import lightning_modules as registry
 from conf import Labels, Train
 from conf.errors import Damaged
 from conf.journal import Journal
-from conf.protocol import FinetuneJob
+from conf.protocol import FinetuneJob, Inputs
 from data import durable
 from data.loading import ShardData
 from data.shards import Reader
-from data.splits import partition, reveal
+from data.splits import divide, reveal
 from lightning_modules.classifier import Classifier
 from lightning_modules.learning import trained_on
 from lightning_modules.seeding import seed_torch
@@ -60,11 +60,12 @@ def finetune(job: FinetuneJob, tell: Tell) -> tuple[str, dict[str, float], list[
         for seed in range(settings.per_labels("seeds", labels))
         for pretrained in ((True, False) if settings.twin else (True,))
     ]
+    data = _Data(job.inputs)
     done: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         about = folder / "runs" / run.name / "run.json"
         if not about.exists():
-            durable.write_json(about, _one_run(job, run, stack, about.parent))
+            durable.write_json(about, _one_run(job, run, stack, data, about.parent))
         done.append(durable.read_json(about))
         tell({"progress": {"done": number + 1, "of": len(runs), "loss": done[-1]["error"] / 100}})
     metrics = _summary(settings.labels, done)
@@ -72,14 +73,20 @@ def finetune(job: FinetuneJob, tell: Tell) -> tuple[str, dict[str, float], list[
     return durable.digest_value(done), metrics, done
 
 
-def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str, Any]:
+class _Data:
+    """What all runs read."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.reader = Reader(Path(inputs.shards))
+        self.parts = divide(self.reader, inputs.split, inputs.without)
+        self.labels = self.reader.labels()
+
+
+def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Path) -> dict[str, Any]:
     settings, inputs = job.finetune, job.inputs
-    shards = Path(inputs.shards)
-    reader = Reader(shards)
-    parts = partition(reader, inputs.split)
-    labels = reader.labels()
+    reader, labels = found.reader, found.labels
     num_classes = len(reader.manifest.classes)
-    revealed = reveal(labels, parts["train"], run.labels, num_classes, run.seed)
+    revealed = reveal(labels, found.parts["train"][:], run.labels, num_classes, run.seed)
 
     seed_torch(run.seed, "new weights", str(run.labels))
     own = registry.build(registry.spec_of(stack))
@@ -102,16 +109,17 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, folder: Path) -> dict[str
         accelerator=job.train.accelerator,
     )
     data = ShardData(
-        shards=shards,
+        shards=reader.folder,
         samples=revealed,
         batch_size=train.batch_size,
         epochs=train.epochs,
         seed=run.seed,
         labeled=True,
         remembered=Path(inputs.remembered) if inputs.remembered else None,
+        without=inputs.without,
     )
     fit(classifier, data, train, stage=f"{job.stage} ({run.name})", seed=run.seed)
-    error = 100 * _test_error(classifier, reader, parts["test"], labels)
+    error = 100 * _test_error(classifier, reader, found.parts["test"][:], labels)
     about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **trained_on(inputs)}
     digest = registry.save(classifier, folder / "model", about)
     durable.write_json(
@@ -145,9 +153,14 @@ def _test_error(classifier: Classifier, reader: Reader, samples: np.ndarray, lab
 
 
 def _keys(reader: Reader, samples: np.ndarray) -> list[str]:
-    """Source keys of training samples, in order."""
-    first, keys = reader.manifest.numbers("train").start, reader.keys("train")
-    return [keys[sample - first] for sample in samples]
+    """Source keys of samples, whose numbers ascend."""
+    found = []
+    for shard in reader.manifest.shards:
+        start, stop = np.searchsorted(samples, [shard.first, shard.first + shard.count])
+        if start < stop:
+            keys = reader.manifest.keys_of(shard)
+            found += [keys[number - shard.first] for number in samples[start:stop].tolist()]
+    return found
 
 
 def _summary(labels: list[Labels], done: list[dict[str, Any]]) -> dict[str, float]:

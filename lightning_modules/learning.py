@@ -9,9 +9,10 @@ from typing import Any
 import lightning_modules as registry
 from conf.journal import read as read_journal
 from conf.protocol import Inputs, TrainJob
-from data.loading import ShardData
+from data.loading import Mixed, ShardData
+from data.selection import Selection
 from data.shards import Manifest, Reader
-from data.splits import partition, some
+from data.splits import divide, some
 from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StreamingModel
 from lightning_modules.passes import fit_in_one_pass
 from lightning_modules.seeding import seed_torch
@@ -47,7 +48,7 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     metrics |= {f"train/{name}": value for name, value in facts.items()}
     digest = ""
     if save:
-        about = {"stage": job.stage, "recipe_seed": job.seed, **trained_on(job.inputs)}
+        about = {"stage": job.stage, "recipe_seed": job.seed, **trained_on(job.inputs), **job.samples()}
         digest = registry.save(final, folder / "model", about)["digest"]
     parameters = sum(p.numel() for p in final.parameters())
     return {
@@ -66,18 +67,24 @@ def trained_on(inputs: Inputs) -> dict[str, Any]:
     return inputs.identity() | {"shape": list(Manifest.load(Path(inputs.shards)).shape)}
 
 
+def _parts(inputs: Inputs) -> dict[str, Selection]:
+    return divide(Reader(Path(inputs.shards)), inputs.split, inputs.without)
+
+
 def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Training:
     inputs, train = job.inputs, job.train
-    shards = Path(inputs.shards)
-    parts = partition(Reader(shards), inputs.split)
+    parts = _parts(inputs)
     data = ShardData(
-        shards=shards,
+        shards=Path(inputs.shards),
         samples=parts["train"],
         batch_size=train.batch_size,
         epochs=train.epochs,
         seed=job.seed,
         loader_workers=train.loader_workers,
         remembered=Path(inputs.remembered) if inputs.remembered else None,
+        without=inputs.without,
+        weight=inputs.weight,
+        mixed=[Mixed(Path(one.shards), _parts(one)["train"], one.weight, one.without) for one in job.mixed],
     )
     held_out = some(parts["validation"], VALIDATION_EXAMPLES, "validation")
     return fit(

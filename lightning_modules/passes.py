@@ -22,7 +22,7 @@ from conf.errors import InputError
 from conf.protocol import TrainJob
 from data.loading import ShardData, piece
 from data.shards import Reader
-from data.splits import partition
+from data.splits import divide
 from lightning_modules.interfaces import StreamingModel
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
@@ -48,11 +48,12 @@ def fit_in_one_pass(
     shards = Path(job.inputs.shards)
     data = ShardData(
         shards=shards,
-        samples=partition(Reader(shards), job.inputs.split)["train"],
+        samples=divide(Reader(shards), job.inputs.split, job.inputs.without)["train"],
         batch_size=1,
         epochs=1,
         seed=job.seed,
         remembered=Path(job.inputs.remembered) if job.inputs.remembered else None,
+        without=job.inputs.without,
     )
     device = _device(job.train.accelerator)
     below = below.to(device).eval() if below is not None else None

@@ -34,7 +34,7 @@ def plan(job: PlanJob) -> Plan:
     stacks: dict[str, Stack] = {}
     stages = []
     for name, stage in recipe.stages.items():
-        description = job.descriptions[recipe.origin(name)]
+        description = _description(recipe, name, job.descriptions)
         below = stacks.get(stage.on) if stage.on else None
         if stage.on and below is None:
             raise InputError(
@@ -54,6 +54,36 @@ def plan(job: PlanJob) -> Plan:
         if isinstance(model, Layer):
             stacks[name] = Stack(layers=[*(below or []), model])
     return Plan(stages=stages)
+
+
+def _description(recipe: Recipe, name: str, known: dict[str, Description]) -> Description:
+    """Of what a stage reads; of a mixture: all that is learned from, but the labels and the test set of the first."""
+    weights = recipe.mixture(name)
+    first = known[recipe.origin(name)]
+    if len(weights) == 1 or recipe.stages[name].finetune is not None:
+        return first
+    found = {origin: known[origin] for origin in weights}
+    shapes = {origin: "×".join(map(str, description.shape)) for origin, description in found.items()}
+    if len(set(shapes.values())) > 1:
+        raise InputError(f"stage {name}: mixed data sets must have samples of one shape, found {shapes}")
+    if empty := [origin for origin, description in found.items() if not description.sizes["train"]]:
+        raise InputError(f"stage {name}: there are no training samples in {empty[0]} (sets: {found[empty[0]].sizes})")
+    number = sum(description.sizes["train"] for description in found.values())
+    batch = min(recipe.stages[name].train.batch_size, number)
+    for origin, weight in weights.items():
+        if batch * weight / sum(weights.values()) < 1:
+            raise InputError(
+                f"stage {name}: of a batch of {batch}, {origin} with its weight {weight:g} gives less than one sample; "
+                f"raise the weight or train.batch_size"
+            )
+    lows, highs = [one.low for one in found.values()], [one.high for one in found.values()]
+    return first.model_copy(
+        update={
+            "sizes": first.sizes | {"train": number},
+            "low": None if None in lows else min(low for low in lows if low is not None),
+            "high": None if None in highs else max(high for high in highs if high is not None),
+        }
+    )
 
 
 def _plan_model(
@@ -90,6 +120,10 @@ def _plan_model(
         raise InputError(
             f"stage {name}: this {kind} needs {model.least_samples} training samples or more, "
             f"found {description.sizes['train']}; lower num_hidden"
+        )
+    if isinstance(model, StreamingModel) and len(weights := recipe.mixture(name)) > 1:
+        raise InputError(
+            f"stage {name}: a {kind} is fitted in one pass over one data set; name it, one of {list(weights)}"
         )
     fitted, samples = not isinstance(model, ComposedModel), description.sizes["train"]
     steps = settings.epochs * -(-samples // min(settings.batch_size, samples))

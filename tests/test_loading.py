@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 import conf
 from conf.errors import Damaged, InputError
-from data.loading import Batches, ShardData, Step, epoch_order, piece
+from data.loading import Batches, ShardData, Step, piece
+from data.order import Epochs, Order
 from data.shards import Reader, ingest
 from data.sources import open_source
 
@@ -41,14 +42,12 @@ def steps(
 ) -> list[Step]:
     batches = Batches(
         reader=Reader(shards),
-        samples=SAMPLES,
-        batch_size=batch_size,
-        seed=7,
+        drawn=Epochs(SAMPLES, batch_size, 7),
         start_step=start,
         total_steps=epochs * -(-len(SAMPLES) // batch_size),
         rank=rank,
         world_size=ranks,
-        labeled=True,
+        labels=Reader(shards).labels(),
     )
     return list(DataLoader(batches, batch_size=None, num_workers=workers))
 
@@ -64,7 +63,7 @@ def test_every_epoch_is_every_sample_once(shards: Path, number_of: dict[bytes, i
         assert [len(step.x) for step in part[:-1]] == [batch_size] * (per_epoch - 1)
         epochs.append([number_of[row.numpy().tobytes()] for step in part for row in step.x])
         assert sorted(epochs[-1]) == SAMPLES.tolist()
-        assert epochs[-1] == SAMPLES[epoch_order(100, 7, epoch)].tolist()
+        assert epochs[-1] == Order(SAMPLES, 7, epoch)[:].tolist()
     assert epochs[0] != epochs[1]
     assert [step.number for step in found] == list(range(2 * per_epoch))
     assert {step.share for step in found} == {1.0}
@@ -112,9 +111,9 @@ def test_pieces(ranks: int) -> None:
 
 
 def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    orders = {(seed, epoch): tuple(epoch_order(60, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    orders = {(seed, epoch): tuple(Order(np.arange(60), seed, epoch)[:]) for seed in range(4) for epoch in range(4)}
     assert len(set(orders.values())) == 16
-    assert all(tuple(epoch_order(60, *key)) == order for key, order in orders.items())
+    assert all(tuple(Order(np.arange(60), *key)[:]) == order for key, order in orders.items())
 
 
 def data(shards: Path, **changes: Any) -> ShardData:

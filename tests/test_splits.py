@@ -13,6 +13,7 @@ from conf.errors import InputError
 from data.shards import Manifest, Reader, ingest
 from data.sources import number_range, open_source
 from data.splits import draw_order, partition, reveal
+from tests.shard_folders import Given
 
 
 class Names:
@@ -138,3 +139,35 @@ def test_only_labeled_candidates_are_revealed() -> None:
     with pytest.raises(InputError, match="only 0"):
         reveal(np.full(8, -1), candidates, 1, 0, 0)
     assert reveal(np.full(8, -1), candidates, "all", 0, 0).tolist() == []
+
+
+def test_of_equal_samples_one_stays_if_possible_in_test(tmp_path: Path) -> None:
+    contents = {
+        "train": [0, 1, 2, 2, 3, 4, 5, 5, 5, 6],
+        "validation": [1, 7, 7, 4],
+        "test": [0, 0, 4, 8],
+    }
+    source = Given({name: np.array(rows, np.float32)[:, None] for name, rows in contents.items()}, {}, "row {}")
+    source.given = {name: [0] * len(rows) for name, rows in contents.items()}
+    manifest = ingest(source, tmp_path, shard_size=2)
+    kept = partition(manifest, conf.Split())
+    assert [len(kept[name]) for name in ("train", "validation", "test")] == [10, 4, 4]
+    dropped = partition(manifest, conf.Split(duplicates="drop"))
+    assert {name: numbers.tolist() for name, numbers in dropped.items()} == {
+        "train": [2, 4, 6, 9],  # of contents 2, 3, 5, 6
+        "validation": [10, 11],  # 1, 7
+        "test": [14, 16, 17],  # 0, 4, 8
+    }
+    # Without the shard of samples 14 and 15 content 0 stays in train; without that of 2 and 3, 2 is lost.
+    left = partition(manifest, conf.Split(duplicates="drop"), {"test-00000.tar", "train-00001.tar"})
+    assert left["train"].tolist() == [0, 4, 6, 9] and left["test"].tolist() == [16, 17]
+
+
+def test_shards_left_out_are_in_no_part(tmp_path: Path) -> None:
+    manifest = ingest(open_source(conf.DigitsSource(kind="digits")), tmp_path, shard_size=100)
+    whole, left = (partition(manifest, conf.Split(), without) for without in ((), {"train-00003.tar"}))
+    for name in whole:
+        outside = (whole[name] < 300) | (whole[name] >= 400)
+        assert np.array_equal(left[name], whole[name][outside]) and not outside.all()
+    (tmp_path / "train-00003.keys.jsonl").unlink(missing_ok=True)
+    assert np.array_equal(partition(manifest, conf.Split(), {"train-00003.tar"})["test"], left["test"])

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import conf
 from data.loading import Batches, StepLoader
+from data.order import Epochs
 from data.shards import Manifest, Reader, check, ingest, verify
 from data.sources import RawSource, open_source
 from tests.benchmarks import mnist_sized
@@ -128,8 +129,8 @@ def test_reading_shuffled_batches(shards: Callable[[int], Path], batch_size: int
 
     def ours(reader: Reader) -> int:
         steps = Batches(
-            reader=reader, samples=np.arange(LARGE), batch_size=batch_size, seed=0, start_step=0,
-            total_steps=LARGE // batch_size, rank=0, world_size=1, labeled=False,
+            reader=reader, drawn=Epochs(np.arange(LARGE), batch_size, 0), start_step=0,
+            total_steps=LARGE // batch_size, rank=0, world_size=1,
         )  # fmt: skip
         return sum(len(step.x) for step in StepLoader(steps, 0))
 
@@ -318,8 +319,8 @@ def test_time_per_sample_does_not_grow_with_the_data(
 
         def work() -> int:
             steps = Batches(
-                reader=Reader(folder), samples=np.arange(number), batch_size=1000, seed=0, start_step=0,
-                total_steps=number // 1000, rank=0, world_size=1, labeled=False,
+                reader=Reader(folder), drawn=Epochs(np.arange(number), 1000, 0), start_step=0,
+                total_steps=number // 1000, rank=0, world_size=1,
             )  # fmt: skip
             return sum(len(step.x) for step in StepLoader(steps, 0))
 
