@@ -23,7 +23,7 @@ from data.shards import Reader
 
 MAX_SAMPLES = 10_000  # read for histograms
 MAX_BYTES = 64 << 20  # of them; fewer samples are read where one is large
-MAX_TEXTS = 24  # read
+MAX_TEXTS = 20  # read
 NUM_BINS = 20  # of a histogram of values, where stored numbers are not few
 MAX_FEATURES = 24  # of vectors, described one by one
 CHUNK = 1 << 21  # values converted at a time
@@ -214,8 +214,9 @@ class Contents:
     @cached_property
     def num_constant(self) -> int:
         """Values of a sample (pixels, columns) that are the same in all drawn samples; 0 for a single one."""
-        same = (self.stored == self.stored[:1]).all(axis=0)
-        return int(same.sum()) if len(self.stored) > 1 else 0
+        if self.manifest.holds_texts or len(self.drawn) == 1:
+            return 0
+        return int((self.stored == self.stored[:1]).all(axis=0).sum())
 
     @cached_property
     def features(self) -> list[Feature]:

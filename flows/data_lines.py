@@ -15,7 +15,7 @@ import numpy as np
 
 from conf.errors import show
 from flows.contents import Contents
-from flows.data_words import bin_names, copies, headline, values_of
+from flows.data_words import bin_names, copies, headline, percent, values_of
 from flows.wording import size
 
 WIDTH = 100  # columns
@@ -43,8 +43,8 @@ def lines(contents: Contents) -> Iterator[str]:
 
 def _sets(contents: Contents) -> Iterator[str]:
     manifest = contents.manifest
-    unit = " of bytes" if manifest.holds_texts else ""
-    rows = [["set", "samples", "labeled", "shards", "bytes", f"mean{unit}", "std", "range"]]
+    mean = "mean length" if manifest.holds_texts else "mean"
+    rows = [["set", "samples", "labeled", "shards", "bytes", mean, "std", "range"]]
     for name, found in manifest.sets.items():
         number, total = contents.shards_of(name)
         rows.append([
@@ -81,7 +81,7 @@ def _values(contents: Contents) -> Iterator[str]:
     names = bin_names(histogram, contents.manifest.holds_texts)
     widest, most = max(map(len, names)), max(histogram.shares)
     for name, share in zip(names, histogram.shares, strict=True):
-        yield f"{name:>{widest}}  {_bar(share / most, 50):<50} {share:>7.1%}"
+        yield f"{name:>{widest}}  {_bar(share / most, 50):<50} {percent(share):>7}"
 
 
 def _features(contents: Contents) -> Iterator[str]:

@@ -18,11 +18,11 @@ from flows.wording import number, size
 
 NUM_PICTURES = 64  # of each set
 NUM_EXAMPLES = 12  # pictures of each class
-NUM_ROWS = 64  # vectors of each set
+MIN_ROWS, MAX_ROWS = 16, 64  # vectors of each set: a picture no taller than wide
 MAX_COLUMNS = 640  # values of them that are drawn
 NUM_CLASSES = 200  # in the table
 NUM_ILLUSTRATED = 40  # of them with pictures
-TEXT_LENGTH = 400  # characters shown of a text
+TEXT_LENGTH, KEY_LENGTH = 300, 80  # characters shown of a text and of its key
 CHANNELS = (1, 3)
 
 
@@ -31,6 +31,8 @@ def write(contents: Contents, path: Path) -> None:
     inside = path.absolute().parent.resolve() == contents.manifest.folder.resolve()
     if inside and path.name in (NAME, *contents.manifest.files):
         raise OutputError(f"--page {show(path)}: a file of the shards themselves; choose another place")
+    if not path.name:
+        raise OutputError(f"--page {show(path)}: names no file; choose one, such as page.html")
     try:
         durable.write_bytes(path, page(contents).encode())
     except OSError as error:
@@ -47,6 +49,11 @@ def page(contents: Contents) -> str:
 
 def _name(contents: Contents) -> str:
     return show(contents.manifest.folder.absolute().name or contents.manifest.folder, 200)
+
+
+def _number(value: float) -> str:
+    """Whole numbers whole, others with four digits."""
+    return f"{value:,.0f}".replace("-", "−") if value == round(value) and abs(value) < 1e6 else number(value, 4)
 
 
 # --- the sections, from top to bottom --------------------------------------------------------------------------------
@@ -68,12 +75,12 @@ def sets(contents: Contents) -> str:
     rows = []
     for name, found in manifest.sets.items():
         shards, total = contents.shards_of(name)
-        numbers = [number(value, 4) for value in (found.mean, found.std, found.low, found.high)]
+        numbers = [_number(value) for value in (found.mean, found.std, found.low, found.high)]
         rows.append(("", [f"<b>{text(name)}</b>", f"{found.samples:,}", f"{found.labeled:,}", *numbers,
                           f"{shards:,}", size(total)]))  # fmt: skip
-    what = "length of a text" if manifest.holds_texts else "value of a sample (stored number / scale)"
+    what = "the lengths of texts" if manifest.holds_texts else "all values of a sample (stored number / scale)"
     note = (
-        f"The source's own sets. Mean, standard deviation and range are those of every {what}, over all samples. "
+        f"The source's own sets. Mean, standard deviation and range are those of {what}, over all samples. "
         "Where they differ much between sets, what is learned on one may not carry over to the other. "
         "A recipe's <code>split</code> takes validation and test samples out of <code>train</code> where the "
         "source has no such set."
@@ -91,7 +98,7 @@ def samples(contents: Contents) -> str:
             rows = contents.rows_of(name, NUM_PICTURES)
             picture = pictures.grid(pictures.gray(contents.pictures(rows)), 8)
         else:
-            rows = contents.rows_of(name, NUM_ROWS)
+            rows = contents.rows_of(name, min(MAX_ROWS, max(MIN_ROWS, manifest.num_values)))
             picture = pictures.heat(contents.values(rows)[:, :MAX_COLUMNS])
         if len(rows):
             small = f"{len(rows):,} of {manifest.sets[name].samples:,} samples"
@@ -115,12 +122,13 @@ def samples(contents: Contents) -> str:
 
 
 def _texts(contents: Contents) -> str:
-    columns = [("set", "tight"), ("class", "tight"), ("key", ""), ("beginning of the text", "text")]
+    columns = [("set", "tight"), ("class and key", ""), ("beginning of the text", "text")]
     rows = []
     for sample, content in zip(contents.drawn.tolist(), contents.texts, strict=True):
         beginning = show(" ".join(content[: 2 * TEXT_LENGTH].split()), TEXT_LENGTH)
-        set_name, class_name, key = (text(show(part)) for part in contents.of(sample))
-        rows.append(("", [set_name, class_name or "–", f"<code>{key}</code>", text(beginning)]))
+        set_name, class_name, key = (text(show(part, KEY_LENGTH)) for part in contents.of(sample))
+        named = f"<b>{class_name}</b><br>" if class_name else ""
+        rows.append(("", [set_name, f"{named}<code>{key}</code>", text(beginning)]))
     note = "Drawn evenly from all sets, in their order, not chosen; white space is folded."
     return section("Samples", table(columns, rows), note)
 
@@ -193,7 +201,7 @@ def features(contents: Contents) -> str:
                ("histogram", "")]  # fmt: skip
     rows = []
     for each in contents.features:
-        numbers = [number(value, 4) for value in (each.mean, each.std, each.low, each.high)]
+        numbers = [_number(value) for value in (each.mean, each.std, each.low, each.high)]
         line = pictures.sparkline(each.histogram.shares.tolist(), f"histogram of {each.name}")
         rows.append(("", [f"<b>{text(show(each.name))}</b>", *numbers, line]))
     total = contents.manifest.num_values

@@ -49,9 +49,16 @@ def values_of(contents: Contents) -> str:
     """What a histogram shows, as a heading."""
     if contents.manifest.holds_texts:
         return f"Lengths in bytes of {drawn(contents)}."
-    zeros = f"{contents.share_of_zeros:.1%} are 0" + (" (not in this histogram)" if contents.zeros_apart else "")
+    zeros = f"{percent(contents.share_of_zeros)} are 0" + (" (not in this histogram)" if contents.zeros_apart else "")
     same = f"{contents.num_constant:,} of a sample's {contents.manifest.num_values:,} are the same in each of these"
     return f"Values of {drawn(contents)}: {zeros}{f'; {same}' if contents.num_constant else ''}."
+
+
+def percent(share: float) -> str:
+    """`12.3%`; neither none nor all is said of what is only nearly so."""
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 < share < 1 else f"{share:.1%}"
 
 
 def bin_names(histogram: Histogram, lengths: bool) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 from flows.cli import main
 from tests.conftest import DIGITS, LAYER, PLAIN, Command, Ended, contents, tree, until
 
-COMMANDS = ("run", "check", "ingest", "verify", "evaluate", "sample", "encode", "sync", "ui", "deploy")
+COMMANDS = ("run", "check", "ingest", "verify", "data", "evaluate", "sample", "encode", "sync", "ui", "deploy")
 FEW = "  classify: {on: layer1, finetune: {labels: [10], seeds: 2, epochs: 1}}\n"
 Say = Callable[..., Ended]
 
