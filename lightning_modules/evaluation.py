@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 import lightning_modules as registry
-from conf.errors import InputError
+from conf.errors import InputError, show
 from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
+from lightning_modules.classifier import Classifier
 from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Measures, Samples
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Rescales, Stack
@@ -59,6 +60,8 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
         shown = x[:NUM_RECONSTRUCTIONS]
         _figure(folder, "reconstructions", reader, originals=shown, reconstructions=decode(model.encode(shown)))
+    if isinstance(model, Classifier):
+        metrics[f"{name}/error"] = percent_wrong(model, reader, parts[name][:], reader.labels())
     if isinstance(model, Stack) and isinstance(top := model[-1], Measures):
         for held_out in [part for part in ("validation", "test") if len(parts[part]) > 1] or [name]:
             samples = some(parts[held_out], job.evaluate.num_examples, "evaluate")
@@ -75,6 +78,27 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         _figure(folder, "samples", reader, images=drawn)
         _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
     return _kind(model), metrics, details
+
+
+@torch.no_grad()
+def percent_wrong(classifier: Classifier, reader: Reader, samples: np.ndarray, labels: np.ndarray) -> float:
+    """Of the labeled ones among these samples, how many get another class than their label as the most probable one.
+
+    labels: of all samples, −1 where missing. Errors: InputError if none has one, or there are other classes.
+    """
+    samples = samples[labels[samples] >= 0]
+    shards, classes = show(reader.folder), len(reader.manifest.classes)
+    if not len(samples):
+        raise InputError(f"{shards}: none of the samples to measure errors by has a label")
+    if classes != classifier.num_classes:
+        raise InputError(f"{shards}: labels of {classes} classes, but the classifier tells {classifier.num_classes}")
+    classifier.eval().cpu()
+    wrong = 0
+    for start in range(0, len(samples), EXAMPLES_AT_A_TIME):
+        part = samples[start : start + EXAMPLES_AT_A_TIME]
+        found = classifier.logits(torch.from_numpy(reader.values(part))).argmax(dim=1).numpy()
+        wrong += int((found != labels[part]).sum())
+    return 100 * wrong / len(samples)
 
 
 def _through(layers: list[Layer], x: Tensor) -> Tensor:

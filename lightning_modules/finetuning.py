@@ -15,7 +15,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 
 import lightning_modules as registry
 from conf import Labels, Train
@@ -27,12 +26,12 @@ from data.loading import ShardData
 from data.shards import Reader
 from data.splits import divide, reveal
 from lightning_modules.classifier import Classifier
+from lightning_modules.evaluation import percent_wrong
 from lightning_modules.learning import trained_on
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 from lightning_modules.training import fit
 
-EXAMPLES_AT_A_TIME = 2000
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -119,7 +118,7 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Pat
         without=inputs.without,
     )
     fit(classifier, data, train, stage=f"{job.stage} ({run.name})", seed=run.seed)
-    error = 100 * _test_error(classifier, reader, found.parts["test"][:], labels)
+    error = percent_wrong(classifier, reader, found.parts["test"][:], labels)
     about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **trained_on(inputs)}
     digest = registry.save(classifier, folder / "model", about)
     durable.write_json(
@@ -137,19 +136,6 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Pat
         "revealed": f"{path}/revealed.json",
         "num_revealed": len(revealed),
     }
-
-
-@torch.no_grad()
-def _test_error(classifier: Classifier, reader: Reader, samples: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the labeled test samples whose most probable class is not their label."""
-    samples = samples[labels[samples] >= 0]
-    classifier.eval().cpu()
-    wrong = 0
-    for start in range(0, len(samples), EXAMPLES_AT_A_TIME):
-        some = samples[start : start + EXAMPLES_AT_A_TIME]
-        found = classifier.logits(torch.from_numpy(reader.values(some))).argmax(dim=1).numpy()
-        wrong += int((found != labels[some]).sum())
-    return wrong / len(samples)
 
 
 def _keys(reader: Reader, samples: np.ndarray) -> list[str]:

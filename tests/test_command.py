@@ -277,6 +277,18 @@ def test_evaluate_sample_and_encode(finished: tuple[Path, Any], strata: Command,
     assert codes.shape == (1797, 16) and codes.min() >= 0 and codes.max() <= 1
 
 
+def test_evaluate_tells_a_classifiers_errors(strata: Command, recipe: Callable[..., Path]) -> None:
+    stages = LAYER + "  classify: {on: layer1, finetune: {labels: [100], seeds: 1, epochs: 2}}\n"
+    answer = strata("run", recipe(stages), "--out", "out", "--json").answer
+    stage = answer["stages"]["classify"]
+    path = next(each["path"] for each in stage["models"] if each["pretrained"])
+    shards = next((strata.folder / "out" / "shards").glob("*/manifest.json")).parent
+    measured = strata("evaluate", path, "--shards", shards, "--json").answer
+    assert measured["metrics"]["test/error"] == pytest.approx(stage["metrics"]["test/error@100"])
+    said = strata("evaluate", path, "--shards", shards).out
+    assert "test set: 20% of the samples by the hash of their keys" in said and "test/error " in said
+
+
 def test_a_damaged_model_is_status_4(finished: tuple[Path, Any], say: Say, tmp_path: Path) -> None:
     folder, answer = finished
     shutil.copytree(answer["stages"]["layer1"]["model"], tmp_path / "model")
