@@ -63,8 +63,13 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def readable(value: Any) -> bytes:
+    """JSON for people, sorted too: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_bytes(path, readable(value))
 
 
 def read_json(path: Path) -> Any:

@@ -222,7 +222,8 @@ class Manifest:
         """Errors: InputError if there are no finished shards; Damaged if the manifest is not what strata wrote."""
         path = Path(folder) / NAME
         try:
-            content = durable.read_json(path)
+            written = path.read_bytes()
+            content = json.loads(written)
         except FileNotFoundError:
             found = "an unfinished ingest; run it again to go on" if (path.parent / PLAN).exists() else f"no {NAME}"
             raise InputError(
@@ -235,8 +236,13 @@ class Manifest:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             version = content.get("format") if isinstance(content, dict) else None
             raise Damaged(f"{show(path)}: expected format {FORMAT}, found {show(version)}; ingest into another folder")
-        recorded = content.pop("digest", None)
-        if recorded != durable.digest_value(content):
+        try:  # every byte counts: 1e-05 and 1E-05 are one flipped bit apart and equal values
+            genuine = written == durable.readable(content) and content.pop("digest", None) == durable.digest_value(
+                content
+            )
+        except ValueError:  # NaN or half a surrogate pair, which we never write
+            genuine = False
+        if not genuine:
             raise Damaged(f"{show(path)}: does not match its own digest; {REPAIR}")
         try:
             return cls._parse(Path(folder), content)

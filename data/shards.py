@@ -55,7 +55,7 @@ class Reader:
         return Reader, (self.folder,)
 
     def __len__(self) -> int:
-        return self.manifest.num_samples
+        return len(self._unchecked)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """(n, *shape) samples as stored, in the order of `indices` (n,), global sample numbers; repeats allowed.
@@ -109,6 +109,20 @@ class Reader:
     @cached_property
     def _all_labels(self) -> np.ndarray:
         return np.concatenate([self.manifest.labels(name) for name in self.manifest.sets])
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """A sample's values, from any byte of the tars on."""
+        layout = self.manifest.layout
+        assert isinstance(layout, ArrayLayout)
+        return self._tars.items(np.dtype(f"V{layout.length - len(layout.header)}"))
+
+    @cached_property
+    def _heads(self) -> np.ndarray:
+        """What precedes a sample's values in its .npy file, from any byte of the tars on."""
+        layout = self.manifest.layout
+        assert isinstance(layout, ArrayLayout)
+        return self._tars.items(np.dtype(f"V{len(layout.header)}"))
 
     # --- where samples lie ---
 
@@ -166,12 +180,12 @@ class Reader:
         owners, rows = self._places(indices)
         begins = self._tars.starts[owners] + (indices - self._firsts[owners]) * layout.stride + BLOCK
         head, size = len(layout.header), layout.length - len(layout.header)
-        raw = self._tars.items(np.dtype(f"V{size}"))[begins + head]
+        raw = self._values[begins + head]
         fresh = np.flatnonzero(self._unchecked[indices])
         if len(fresh):
             content, header = raw.view(np.uint8).data, zlib.crc32(layout.header)
             found = [zlib.crc32(content[place * size : (place + 1) * size], header) for place in fresh.tolist()]
-            heads = self._tars.items(np.dtype(f"V{head}"))[begins[fresh]].view(np.uint8).reshape(-1, head)
+            heads = self._heads[begins[fresh]].view(np.uint8).reshape(-1, head)
             right = (heads == np.frombuffer(layout.header, np.uint8)).all(axis=1)
             self._check(indices[fresh], right & (self._index_rows[rows[fresh]]["crc32"] == found))
         return raw.view(layout.dtype).reshape(len(indices), *layout.shape)

@@ -88,15 +88,14 @@ def test_flips_beside_the_shards(copy: Path) -> None:
             flip(copy / name, place, bit)
             assert [finding.file for finding in verify(copy)] == [name]
             flip(copy / name, place, bit)
-    size = (copy / "manifest.json").stat().st_size
-    for _ in range(200):
-        place, bit = int(random.integers(size)), int(random.integers(8))
+    manifest = (copy / "manifest.json").read_bytes()
+    mean = manifest.index(b'"mean"')  # 17 digits: the last may change and leave the double as it is
+    places = [(place, bit) for place in range(mean, manifest.index(b",", mean)) for bit in range(8)]
+    places += [(int(random.integers(len(manifest))), int(random.integers(8))) for _ in range(100)]
+    for place, bit in places:
         flip(copy / "manifest.json", place, bit)
-        try:
-            unchanged = Manifest.load(copy) == Manifest.load(copy.parent / "copy")
-            assert unchanged and verify(copy) == []  # one space became another kind of white space
-        except Damaged:
-            pass
+        with pytest.raises(Damaged, match=r"manifest\.json"):
+            Manifest.load(copy)
         flip(copy / "manifest.json", place, bit)
     flip(copy / "train-labels.npy", 500, 0)
     with pytest.raises(Damaged, match=r"train-labels\.npy"):

@@ -1,4 +1,4 @@
-"""Ingest killed, continued, in the way of others and of a full disk."""
+"""Ingest continued, in the way of others and of a full disk; kills: tests/test_ingest_kills.py."""
 
 from __future__ import annotations
 
@@ -28,86 +28,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-# --- killed, continued, in the way ---------------------------------------------------------------------------------
-
-KILLS = """
-    import itertools, os, random, signal, sys, time
-    from pathlib import Path
-    import conf
-    from conf.errors import InputError
-    from data.ingest import ingest
-    from data.manifest import Manifest
-    from data.sources import open_source
-    from data.verification import verify
-
-    expected, folders = Path(sys.argv[1]), Path(sys.argv[2])
-    source = open_source(conf.DigitsSource(kind="digits"))
-    source.describe()
-
-    def write(folder, before):
-        # In a child: ingest, calling before() ahead of every fsync, rename and removal.
-        child = os.fork()
-        if child == 0:
-            for name in ("fsync", "replace", "unlink"):
-                def wrapped(*arguments, call=getattr(os, name), **options):
-                    before()
-                    return call(*arguments, **options)
-                setattr(os, name, wrapped)
-            ingest(source, folder, shard_size=700)
-            os._exit(0)
-        return child
-
-    def contents(folder):
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-    def continued(folder):
-        try:
-            Manifest.load(folder)
-            assert verify(folder) == [], "a manifest before its files"
-        except InputError:
-            pass
-        ingest(source, folder, shard_size=700)
-        assert contents(folder) == contents(expected), folder
-
-    def die_at(n):
-        count = itertools.count(1)
-        def before():
-            if next(count) == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return before
-
-    steps = 0
-    for n in itertools.count(1, 3):  # a file is four of these calls: a third of the states has all kinds among them
-        folder = folders / f"step{n}"
-        _, status = os.waitpid(write(folder, die_at(n)), 0)
-        if status == 0:
-            break
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-        steps += 1
-        continued(folder)
-
-    random.seed(0)
-    folder = folders / "again and again"
-    for _ in range(8):  # dies at some call, and then at any instruction
-        _, status = os.waitpid(write(folder, die_at(random.randint(1, 15))), 0)
-        child = write(folder, lambda: None)
-        time.sleep(random.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    continued(folder)
-    print(steps)
-"""
-
-
-def test_a_killed_ingest_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    whole = ingest(digits(), tmp_path / "whole", shard_size=700).folder
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLS), str(whole), str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 12
 
 
 def test_finished_shards_are_kept_and_damaged_ones_written_anew(copy: Path, whole: Path) -> None:
