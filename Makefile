@@ -8,7 +8,8 @@ run: .venv/installed
 	$(BIN)/strata run conf/digits.yaml
 
 test: .venv/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 
 lint: .venv/tested
 	$(BIN)/ruff check .

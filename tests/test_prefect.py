@@ -20,6 +20,8 @@ from sklearn.datasets import load_digits
 from data import durable
 from tests.conftest import DIGITS, NOBODY, PLAIN, Command, until
 
+pytestmark = pytest.mark.alone
+
 ONE = "  layer1: {model: {kind: rbm, num_hidden: 8}}\n"
 
 

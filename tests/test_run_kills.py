@@ -22,6 +22,8 @@ from data import durable
 from tests.conftest import DIGITS, LAYER, PLAIN, Command, Ended, contents, until
 from tests.stage_kills import outcome
 
+pytestmark = pytest.mark.alone
+
 STAGES = """\
   layer1:
     model: {kind: rbm, num_hidden: 16, algorithm: pcd, num_chains: 21}
