@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -66,15 +67,17 @@ def whole_size(number: int, batch_size: int) -> int:
 
 def read_in_a_process(shards: Path, out: Path, **settings: int | None) -> bool:
     """Whether it came to its end."""
-    child = os.fork()
-    if not child:
-        try:
-            os.setpgid(0, 0)
-            read(shards, out, **settings)  # type: ignore[arg-type]
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with tempfile.TemporaryDirectory(prefix="killed-") as left:  # what multiprocessing would leave behind
+        child = os.fork()
+        if not child:
+            try:
+                os.setpgid(0, 0)
+                tempfile.tempdir = left
+                read(shards, out, **settings)  # type: ignore[arg-type]
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL)
     return status == 0
 

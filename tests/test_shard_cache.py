@@ -17,12 +17,14 @@ import pytest
 from conf.errors import Damaged, InputError
 from data import durable, shard_cache
 from data.loading import ShardData
+from data.order import Order
 from data.shard_cache import MARK, open_remote
 from data.shards import Manifest, Reader, check, ingest
 from data.sources import open_source
 from tests.conftest import DIGITS, LAYER, Command
 from tests.remote_shards import SCRIPT, SEEN
 from tests.shard_folders import digits, flip
+from tests.test_remote import bucket  # noqa: F401 - a fixture
 
 ROOM = 1 << 30
 
@@ -260,6 +262,21 @@ def test_processes_share_a_cache(whole: Path, served: tuple[str, Path], tmp_path
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
     assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= 5 * size
+
+
+def test_shards_in_a_bucket(whole: Path, bucket: str, tmp_path: Path) -> None:  # noqa: F811
+    """Read by this process first and then by its forks, as loader workers are."""
+    fsspec.filesystem("s3").pipe({f"{bucket}/shards/{path.name}": path.read_bytes() for path in whole.iterdir()})
+    folder = open_remote(f"{bucket}/shards", tmp_path, ROOM)
+    expected = Reader(whole).values(np.arange(1797))
+    assert np.array_equal(Reader(folder).values(np.arange(100)), expected[:100])
+    data = ShardData(shards=folder, samples=np.arange(1797), batch_size=100, epochs=1, seed=0, loader_workers=2)
+    seen = np.concatenate([step.x.numpy() for step in data.train_dataloader()])
+    assert np.array_equal(seen, expected[Order(np.arange(1797), 0, 0)[:]])
+    fsspec.filesystem("s3").pipe(f"{bucket}/shards/train-00003.tar", b"x")
+    (folder / "train-00003.tar").unlink()
+    with pytest.raises(Damaged, match=r"train-00003\.tar: 1 bytes; its manifest says"):
+        Reader(folder).read(np.array([300]))
 
 
 def test_a_run_reads_an_address(
