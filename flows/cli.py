@@ -62,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--limit", type=int, default=None, help="at most so many samples of each set")
     found.add_argument("--dry-run", action="store_true", help="only say what would be written")
     found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
-    found.add_argument("shards", type=Path)
+    found.add_argument("shards", type=_folder, help="a folder of shards")
     found = command("data", _data, "what is in a folder of shards", "data shards/mnist --page mnist.html")
-    found.add_argument("shards", type=Path)
+    found.add_argument("shards", type=_folder, help="a folder of shards")
     found.add_argument("--page", type=Path, default=None, help="draw it as an HTML page, too")
     found = command("evaluate", _evaluate, "measure a model on shards", "evaluate MODEL --shards shards/mnist")
     found.add_argument("model", type=Path, help="a model directory")
-    found.add_argument("--shards", type=Path, required=True)
+    found.add_argument("--shards", type=_folder, required=True)
     found.add_argument("settings", nargs="*", metavar="key=value", help="fields of a recipe's evaluate block")
     found = command("sample", _sample, "draw from a model", "sample MODEL -n 100 --out samples.npy")
     found.add_argument("model", type=Path, help="a model directory")
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, required=True, help="a .npy file; pictures get a .png beside it")
     found = command("encode", _encode, "codes of all samples of some shards", "encode MODEL --shards DIR --out codes")
     found.add_argument("model", type=Path, help="a model directory")
-    found.add_argument("--shards", type=Path, required=True)
+    found.add_argument("--shards", type=_folder, required=True)
     found.add_argument("--out", type=Path, required=True, help="a folder: one .npy a set")
     out(command("sync", _sync, "send MLflow what it has not received yet", "sync --out runs"))
     found = command("ui", _ui, "serve Prefect and MLflow on loopback", "ui --out runs")
@@ -90,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--cron", required=True, help='when, such as "0 3 * * *" for three every night')
     found.add_argument("--name", default=None, help="of the deployment (default: the recipe's)")
     return parser
+
+
+def _folder(text: str) -> Path:
+    from data.remote import is_remote, shown
+
+    if is_remote(text):
+        raise InputError(f"{shown(text)}: an address; this command reads a folder here, a recipe's data.shards either")
+    return Path(text)
 
 
 # --- commands: arguments → what --json prints ---------------------------------------------------------------------

@@ -18,6 +18,8 @@ import numpy as np
 
 import conf
 from conf.errors import InputError, show
+from data.files import open_tree
+from data.remote import is_remote, local_file, local_path, shown
 from data.sources import fingerprint_files, unreadable
 from data.sources.whole import Table, WholeSource
 
@@ -37,50 +39,68 @@ class Idx(WholeSource):
 
     def __init__(self, source: conf.IdxSource) -> None:
         super().__init__(source)
-        self.folder = Path(source.path)
+        self.address = source.path
+        self.where = shown(source.path)
 
     def fingerprint(self) -> str:
-        return fingerprint_files(self.folder, list(self._files().values()))
+        files = self._files()
+        if is_remote(self.address):
+            kept = set(files.values())
+            return open_tree(self.address).fingerprint(lambda entry: entry.path in kept)
+        folder = local_path(self.address)
+        return fingerprint_files(folder, [folder / name for name in files.values()])
 
     def _load(self) -> dict[str, Table]:
         files = self._files()
         tables = {}
-        for (set_name, role), file in files.items():
+        for (set_name, role), name in files.items():
             if role != "images":
                 continue
-            labels_file = files.get((set_name, "labels"))
-            labels = read_idx(labels_file) if labels_file is not None else None
-            if labels is not None and labels.dtype.kind not in "iu":
-                raise InputError(f"{show(labels_file)}: labels of type {labels.dtype}; expected whole numbers")
-            tables[set_name] = Table(read_idx(file), labels, show(file), show(labels_file or ""))
+            file, labels, labels_where = self._fetched(name), None, ""
+            if labels_name := files.get((set_name, "labels")):
+                labels_file = self._fetched(labels_name)
+                labels, labels_where = read_idx(labels_file), show(labels_file)
+                if labels.dtype.kind not in "iu":
+                    raise InputError(f"{labels_where}: labels of type {labels.dtype}; expected whole numbers")
+            tables[set_name] = Table(read_idx(file), labels, show(file), labels_where)
         return tables
 
-    def _files(self) -> dict[tuple[str, str], Path]:
-        """The file of every (set, role). Errors: InputError for a folder that holds none or leaves a choice."""
+    def _fetched(self, name: str) -> Path:
+        return local_file(f"{self.address.rstrip('/')}/{name}")
+
+    def _names(self) -> list[str]:
+        """Files in the folder itself, sorted: X before X.gz."""
+        if is_remote(self.address):
+            return [entry.path for entry in open_tree(self.address).entries() if "/" not in entry.path]
+        folder = local_path(self.address)
         try:
-            names = sorted(path.name for path in self.folder.iterdir() if path.is_file())
+            return sorted(path.name for path in folder.iterdir() if path.is_file())
         except OSError as error:
-            raise unreadable(self.folder, error) from None
-        found: dict[tuple[str, str], Path] = {}
-        for name in names:  # sorted: X before X.gz
+            raise unreadable(folder, error) from None
+
+    def _files(self) -> dict[tuple[str, str], str]:
+        """The file of every (set, role). Errors: InputError for a folder that holds none or leaves a choice."""
+        names = self._names()
+        found: dict[tuple[str, str], str] = {}
+        for name in names:
             match = NAME.match(name)
             if match is None:
                 continue
             place = SETS.get(match["set"], match["set"]), match["role"]
             if place not in found:
-                found[place] = self.folder / name
-            elif found[place].name != name.removesuffix(".gz"):
+                found[place] = name
+            elif found[place] != name.removesuffix(".gz"):
                 raise InputError(
-                    f"{show(self.folder)}: both {show(found[place].name)} and {show(name)} could be the {place[0]} "
+                    f"{self.where}: both {show(found[place])} and {show(name)} could be the {place[0]} "
                     f"{place[1]}; leave one data set in the folder"
                 )
         images = [set_name for set_name, role in found if role == "images"]
         if not images:
             listing = f"found {', '.join(names[:5])}" if names else "it is empty"
-            raise InputError(f"{show(self.folder)}: expected files like train-images-idx3-ubyte.gz, {show(listing)}")
-        orphans = [path.name for (set_name, role), path in found.items() if role == "labels" and set_name not in images]
+            raise InputError(f"{self.where}: expected files like train-images-idx3-ubyte.gz, {show(listing)}")
+        orphans = [name for (set_name, role), name in found.items() if role == "labels" and set_name not in images]
         if orphans:
-            raise InputError(f"{show(self.folder)}: {show(orphans[0])} has no images file beside it; add or remove one")
+            raise InputError(f"{self.where}: {show(orphans[0])} has no images file beside it; add or remove one")
         return found
 
 
