@@ -14,7 +14,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from conf import lifeline
@@ -24,9 +25,13 @@ ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS"
 
 
 def made_by_processes(
-    request: dict[str, Any], shards: Sequence[int], workers: int, count: Callable[[int], None]
+    request: dict[str, Any],
+    shards: Sequence[int],
+    workers: int,
+    count: Callable[[int], None],
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[dict[str, Any]]:
-    """The answers of ShardWriter.make for all shards, in the order they are finished.
+    """The answers of ShardWriter.make for all shards, in the order they are finished; `environment` adds to theirs.
 
     Errors: what a worker reported, as the class of its status; OSError; StrataError if one died. Finished shards stay.
     """
@@ -34,7 +39,7 @@ def made_by_processes(
     for shard in shards:
         waiting.put(shard)
     said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    processes = [_start() for _ in range(min(workers, len(shards)))]
+    processes = [_start(environment) for _ in range(min(workers, len(shards)))]
     try:
         for process in processes:
             threading.Thread(target=_serve, args=(process, request, waiting, said), daemon=True).start()
@@ -57,14 +62,14 @@ def made_by_processes(
             process.wait()
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         lifeline.command([sys.executable, "-m", "data.workers"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | ENVIRONMENT | dict(environment),
         start_new_session=True,
     )
 
