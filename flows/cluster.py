@@ -30,9 +30,9 @@ from prefect.cache_policies import NO_CACHE
 
 from conf import Data
 from conf.errors import InputError, StrataError, show
-from data import durable, sources
+from data import durable
 from data.ingest import Makers
-from data.workers import made_by_processes
+from data.workers import Unseen, made_by_processes
 
 CONNECT_SECONDS, WORKER_SECONDS, DRAIN_SECONDS = 8.0, 10.0, 5.0
 SILENCE_SECONDS = 10.0  # without a finished task: is the cluster still there?
@@ -141,7 +141,7 @@ def _told(folder: Path, request: dict[str, Any]) -> Iterator[str]:
     """Lays the request beside the folder of shards, where workers read it → the token by which they know it."""
     path, token = _request_path(folder), secrets.token_hex(8)
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    durable.write_json(path, {"token": token, "request": request, "environment": environment})
+    durable.write_json(path, {"token": token, "request": request, "environment": environment, "place": os.getcwd()})
     try:
         yield token
     finally:
@@ -269,16 +269,12 @@ def _made(folder: str, token: str, numbers: list[int]) -> list[dict[str, Any]]:
         if not wanted():
             raise StrataError("the run that wanted these shards has ended")
 
+    place = told["place"] if os.path.isdir(told["place"]) else None  # only relative paths of a source hang on it
+    made = made_by_processes(told["request"], numbers, 1, count, environment=told["environment"], folder=place)
     try:
-        return list(made_by_processes(told["request"], numbers, 1, count, told["environment"]))
-    except InputError:
-        try:
-            sources.reopen(told["request"]["source"])
-        except InputError as error:  # it is not the sample that is wrong
-            raise InputError(
-                f"Dask worker on {_host()}: {error}; it must see the source as this machine does"
-            ) from None
-        raise
+        return list(made)
+    except Unseen as error:
+        raise InputError(f"Dask worker on {_host()}: {error}; workers need the source at the same path") from None
 
 
 def _wanted() -> Callable[[], bool]:
