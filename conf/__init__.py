@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Cluster = Annotated[str, Field(pattern=r"^(local|(tcp|tls)://[^\s/@]+:\d{1,5})$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 Labels = Annotated[int, Field(ge=1)] | Literal["all"]
 
@@ -195,7 +196,7 @@ class Data(Strict):
 
     # From here on nothing enters what is learned, or a stage's key.
     workers: Count | None = None  # processes that ingest; default: all cores
-    cluster: str | None = None  # of Dask, which then ingests: tcp://HOST:PORT of its scheduler, or `local`
+    cluster: Cluster | None = None  # of Dask, which then ingests: tcp://HOST:PORT of its scheduler, or `local`
     cache_gib: Positive = 20.0  # room for remote shards on this machine; whole shards make way
 
     @model_validator(mode="after")

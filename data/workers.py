@@ -1,8 +1,9 @@
 """Shards made side by side: processes of our own that are told shard numbers and answer in lines of JSON.
 
-`python -m data.workers` reads a request (ShardWriter.from_request) and then shard numbers, a line each, from stdin, and
-says `{"done": n}`, `{"answer": …}`, `{"error": {status, message}}` or `{"errno": …}` on stdout. No pickles, no forks of
-a process that holds locks and threads, and no worker outlives the process that started it (conf/lifeline.py).
+`python -m data.workers` reads a request (ShardWriter.from_request) and then shard numbers, a line each, from stdin. On
+stdout it says `{"done": n}`, `{"answer": …}`, `{"error": {status, message}}`, `{"unseen": message}` or `{"errno": …}`.
+No pickles, no forks of a process that holds locks and threads, and no worker outlives the process that started it
+(conf/lifeline.py).
 """
 
 from __future__ import annotations
@@ -14,27 +15,41 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from conf import lifeline
-from conf.errors import ERRORS, StrataError, show
+from conf.errors import ERRORS, InputError, StrataError, show
 
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
+class Unseen(InputError):
+    """The source is not what was described: its files have changed, or are not the same on this machine."""
+
+
 def made_by_processes(
-    request: dict[str, Any], shards: Sequence[int], workers: int, count: Callable[[int], None]
+    request: dict[str, Any],
+    shards: Sequence[int],
+    workers: int,
+    count: Callable[[int], None],
+    *,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    folder: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The answers of ShardWriter.make for all shards, in the order they are finished.
 
-    Errors: what a worker reported, as the class of its status; OSError; StrataError if one died. Finished shards stay.
+    `environment` adds to theirs, `folder` is where they work.
+
+    Errors: what a worker reported, as the class of its status; Unseen; OSError; StrataError if one died. Finished
+    shards stay.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         waiting.put(shard)
     said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    processes = [_start() for _ in range(min(workers, len(shards)))]
+    processes = [_start(environment, folder) for _ in range(min(workers, len(shards)))]
     try:
         for process in processes:
             threading.Thread(target=_serve, args=(process, request, waiting, said), daemon=True).start()
@@ -43,6 +58,8 @@ def made_by_processes(
             line = said.get()
             if "errno" in line:
                 raise OSError(*line["errno"])
+            if "unseen" in line:
+                raise Unseen(line["unseen"])
             if "error" in line:
                 raise ERRORS.get(line["error"]["status"], StrataError)(line["error"]["message"])
             if "done" in line:
@@ -57,14 +74,15 @@ def made_by_processes(
             process.wait()
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(environment: Mapping[str, str], folder: str | None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         lifeline.command([sys.executable, "-m", "data.workers"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | ENVIRONMENT | dict(environment),
+        cwd=folder,
         start_new_session=True,
     )
 
@@ -91,7 +109,7 @@ def _serve(
             for text in process.stdout:
                 line = json.loads(text)
                 said.put(line)
-                if "error" in line or "errno" in line:
+                if {"error", "unseen", "errno"} & line.keys():
                     return
                 if "answer" in line:
                     break
@@ -111,7 +129,11 @@ def main() -> int:
         print(json.dumps(line), flush=True)
 
     try:
-        writer = ShardWriter.from_request(json.loads(sys.stdin.readline()))
+        try:
+            writer = ShardWriter.from_request(json.loads(sys.stdin.readline()))
+        except InputError as error:
+            say({"unseen": str(error)})
+            return 0
         for line in sys.stdin:
             say({"answer": writer.make(int(line), lambda done: say({"done": done}))})
     except StrataError as error:

@@ -64,7 +64,7 @@ class RecipeRun:
     text: str = ""
     overrides: list[str] = field(default_factory=list)
     debug: bool = False
-    cluster: Callable[[str], Makers] | None = None  # the way to a Dask cluster, which flows/pipeline.py knows
+    cluster: Callable[[Data], Makers] | None = None  # the way to a Dask cluster, which flows/pipeline.py knows
 
     def __post_init__(self) -> None:
         self.out = self.out.absolute()
@@ -205,7 +205,7 @@ class RecipeRun:
         if self.cluster is None:
             self.reporter.line(f"without Prefect there is no way to the cluster {show(origin.cluster)}: ingesting here")
             return None
-        return self.cluster(origin.cluster)
+        return self.cluster(origin)
 
     def _run_stage(self, steps: list[Step]) -> None:
         for step in steps:

@@ -28,6 +28,7 @@ from prefect.states import Crashed
 
 from conf import Recipe
 from conf.errors import StrataError
+from flows import cluster
 from flows.engine import RecipeRun
 from flows.opening import opened
 
@@ -84,10 +85,12 @@ def run(recipe: Recipe, out: str = "runs") -> dict[str, Any]:
     """A whole recipe. A worker calls this; `strata run` does too, with the run it has already opened."""
     with opened(recipe, out) as active:
         _runs[active.name] = active
+        active.cluster = lambda origin: cluster.makers(origin, active.reporter.line)
         try:
             for flow_name, steps in active.groups():
                 SUBFLOWS[flow_name](active.name, [step.name for step in steps])
         finally:
+            active.cluster = None
             del _runs[active.name]
     return active.answer()
 
