@@ -229,7 +229,7 @@ def test_first_pass_over_pictures(place: Path) -> None:
 
 
 def _pictures(root: Path, name: str) -> Path:
-    """BSDS500's photographs three times each if STRATA_DATA names them, else noise of their size; or MNIST's digits."""
+    """BSDS500's photographs six times each if STRATA_DATA names them, else noise of their size; or MNIST's digits."""
     subject, kind = name.split(", ")
     folder = root / kind.lower() / subject
     (folder / "class").mkdir(parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ def _pictures(root: Path, name: str) -> Path:
         images = [Image.fromarray(values.reshape(SIZE)) for values in np.load(path)[:2000]]
     elif "STRATA_DATA" in os.environ and archive.exists():
         with zipfile.ZipFile(archive) as packed:
-            names = [member for member in packed.namelist() if member.endswith(".jpg")] * 3
+            names = [member for member in packed.namelist() if member.endswith(".jpg")] * 6
             if kind == "JPEG":
                 for number, member in enumerate(names):
                     (folder / "class" / f"{number:05d}.jpeg").write_bytes(packed.read(member))
@@ -247,7 +247,7 @@ def _pictures(root: Path, name: str) -> Path:
             images = [Image.open(packed.open(member)) for member in names[:200]]
     else:
         random = np.random.default_rng(0)
-        small = random.integers(0, 256, (300, 40, 60, 3), np.uint8)
+        small = random.integers(0, 256, (1200 if kind == "JPEG" else 200, 40, 60, 3), np.uint8)
         images = [Image.fromarray(values).resize((481, 321), Image.Resampling.BICUBIC) for values in small]
     for number, image in enumerate(images):
         image.save(folder / "class" / f"{number:05d}.{kind.lower()}")
