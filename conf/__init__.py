@@ -31,6 +31,9 @@ def _texts(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) else value
 
 
+Cluster = Annotated[str, AfterValidator(_cluster)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -202,9 +205,7 @@ class Data(Strict):
 
     # From here on nothing enters what is learned, or a stage's key.
     workers: Count | None = None  # processes that ingest; default: all cores
-    cluster: Annotated[str, AfterValidator(_cluster)] | None = (
-        None  # of Dask, which then ingests: tcp://HOST:PORT of its scheduler, or `local`
-    )
+    cluster: Cluster | None = None  # of Dask, which then ingests: tcp://HOST:PORT of its scheduler, or `local`
     cache_gib: Positive = 20.0  # room for remote shards on this machine; whole shards make way
 
     @model_validator(mode="after")

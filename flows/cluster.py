@@ -81,6 +81,7 @@ def makers(origin: Data, say: Say) -> Makers:
 @contextmanager
 def _reached(address: str, workers: int | None) -> Iterator[Any]:
     """A client of the cluster at an address, or of one that lives as long as this block."""
+    import dask
     import distributed
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
@@ -90,13 +91,15 @@ def _reached(address: str, workers: int | None) -> Iterator[Any]:
         with _connected(address, None) as client:
             yield client
         return
-    with tempfile.TemporaryDirectory(prefix="strata-dask-") as scratch:
+    quiet: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}  # no pages
+    with tempfile.TemporaryDirectory(prefix="strata-dask-") as scratch, dask.config.set(quiet):
         cluster = distributed.LocalCluster(
             n_workers=workers or os.cpu_count() or 1,
             threads_per_worker=1,
             memory_limit=0,
             host="127.0.0.1",
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             security=True,  # else whoever can reach the port could have our processes do things
             silence_logs=logging.CRITICAL,
             local_directory=scratch,
