@@ -7,22 +7,31 @@ What is NOT here: reading YAML (conf/reading.py) and what a stage process is ask
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 # Numbers are strict: `epochs: true` and `epochs: "5"` are mistakes, not 1 and 5.
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
-Cluster = Annotated[str, Field(pattern=r"^(local|(tcp|tls)://[^\s/@]+:\d{1,5})$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 Labels = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
+def _cluster(value: str) -> str:
+    if not re.fullmatch(r"local|(tcp|tls)://[^\s/@]+:\d{1,5}", value):
+        raise ValueError(f"expected tcp://HOST:PORT, as `dask scheduler` names it, or local; found {value!r}")
+    return value
+
+
 def _texts(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) else value
+
+
+Cluster = Annotated[str, AfterValidator(_cluster)]
 
 
 class Strict(BaseModel):

@@ -27,19 +27,22 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import get_current_settings
 
 from conf import Data
 from conf.errors import InputError, StrataError, show
 from data import durable
 from data.ingest import Makers
+from data.remote import CACHE
 from data.workers import Unseen, made_by_processes
+from flows.servers import answers
 
 CONNECT_SECONDS, WORKER_SECONDS, DRAIN_SECONDS = 8.0, 10.0, 5.0
 SILENCE_SECONDS = 10.0  # without a finished task: is the cluster still there?
 TASKS_AHEAD = 3  # submitted per thread of the cluster; the rest waits here, where it costs nothing
 MOST_SHARDS = 8  # of a task
 SAME = ("strata", "numpy", "pillow", "scikit-learn", "prefect")  # what a shard's bytes, or talking at all, may hang on
-PASSED_ON = ("STRATA_CACHE",)  # environment of the processes that make shards
+PASSED_ON = (CACHE,)  # environment of the processes that make shards
 Say = Callable[[str], None]
 
 
@@ -78,6 +81,7 @@ def makers(origin: Data, say: Say) -> Makers:
 @contextmanager
 def _reached(address: str, workers: int | None) -> Iterator[Any]:
     """A client of the cluster at an address, or of one that lives as long as this block."""
+    import dask
     import distributed
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
@@ -87,13 +91,15 @@ def _reached(address: str, workers: int | None) -> Iterator[Any]:
         with _connected(address, None) as client:
             yield client
         return
-    with tempfile.TemporaryDirectory(prefix="strata-dask-") as scratch:
+    quiet: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}  # no pages
+    with tempfile.TemporaryDirectory(prefix="strata-dask-") as scratch, dask.config.set(quiet):
         cluster = distributed.LocalCluster(
             n_workers=workers or os.cpu_count() or 1,
             threads_per_worker=1,
             memory_limit=0,
             host="127.0.0.1",
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             security=True,  # else whoever can reach the port could have our processes do things
             silence_logs=logging.CRITICAL,
             local_directory=scratch,
@@ -155,7 +161,7 @@ def _request_path(folder: Path) -> Path:
 def _require_fit(client: Any, folder: str, token: str) -> None:
     """Errors: InputError naming the first worker that is not fit to make these shards."""
     try:
-        found = client.run(_unfit, folder, token, _software())
+        found = client.run(_unfit, folder, token, _software(), str(get_current_settings().api.url))
     except (ImportError, AttributeError) as error:
         raise InputError(f"a Dask worker cannot load strata ({show(error)}); install the same strata there") from None
     for worker, problem in found.items():
@@ -291,13 +297,21 @@ def _wanted() -> Callable[[], bool]:
     return wanted
 
 
-def _unfit(folder: str, token: str, expected: dict[str, str]) -> str | None:
+async def _unfit(folder: str, token: str, expected: dict[str, str], api: str) -> str | None:
     """Why a worker cannot make the shards of a folder; None if it can."""
+    return await asyncio.to_thread(_problem, folder, token, expected, api)  # in the loop it would look like a dead one
+
+
+def _problem(folder: str, token: str, expected: dict[str, str], api: str) -> str | None:
     found = _software()
     for name, version in expected.items():
         if found[name] != version:
             return f"has {name} {found[name]}, this machine {version}; install the same there"
-    return _unseen(folder, token)
+    if problem := _unseen(folder, token):
+        return problem
+    if not answers(api):
+        return f"no Prefect at {show(api)}; set PREFECT_API_URL to a server that workers reach (README, A cluster)"
+    return None
 
 
 def _unseen(folder: str, token: str) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,25 +18,30 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from conf import Data
+from conf import ArraysSource, Data
+from conf.errors import InputError
+from data import sources
 from data.ingest import ingest
 from data.sources import open_source
+from data.workers import Unseen, made_by_processes
 from flows import servers
 from tests.conftest import DIGITS, LAYER, MARK, NOBODY, Command, until
-from tests.shard_folders import contents
+from tests.shard_folders import contents, digits
 
-pytest.importorskip("distributed")
+pytest.importorskip("prefect_dask")
+pytestmark = pytest.mark.alone
 
 
 class Cluster:
-    """A scheduler and two workers, a process each, that know of no Prefect server."""
+    """A scheduler and workers, a process each, that know of no Prefect server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: int = 2) -> None:
         self.all = Command(folder)
         self.address = f"tcp://127.0.0.1:{servers.free_port()}"
         self._start("scheduler", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2])
-        for _ in range(2):
+        for _ in range(workers):
             self._start("worker", self.address, "--no-nanny", "--nthreads", "1", "--local-directory", str(folder))
 
     def _start(self, what: str, *arguments: str) -> None:
@@ -131,8 +139,9 @@ def _rows(database: Path, query: str) -> list[str]:
         return [row[0] for row in connection.execute(query)]
 
 
+@pytest.mark.parametrize("where", ["tcp", "local"])
 def test_a_bad_sample_is_one_line(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
+    where: str, strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
 ) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(30):
@@ -140,11 +149,132 @@ def test_a_bad_sample_is_one_line(
     whole = (tmp_path / "pictures" / "17.png").read_bytes()
     (tmp_path / "pictures" / "17.png").write_bytes(whole[: len(whole) // 2])
     path = recipe(LAYER, head("{kind: images, path: pictures}", 5))
-    environment = {"MLFLOW_TRACKING_URI": NOBODY, "PREFECT_API_URL": prefect}
-    local = strata("run", path, "evaluate=null", "--out", "local", environment=environment)
-    there = strata(
-        "run", path, f"data.cluster={dask.address}", "evaluate=null", "--out", "there", environment=environment
-    )
-    assert there.status == local.status == 2 and "17.png" in there.err
-    assert there.err == local.err and there.err.count("\n") == 1
-    assert "2 Dask workers" in there.out
+    here = {"MLFLOW_TRACKING_URI": NOBODY, "PREFECT_API_URL": prefect}
+    address = dask.address if where == "tcp" else "local"
+    ended = strata("run", path, f"data.cluster={address}", "data.workers=2", "evaluate=null", environment=here)
+    assert ended.status == 2 and ended.err.startswith("error: pictures/17.png: ") and ended.err.count("\n") == 1, ended
+    assert "2 Dask workers" in ended.out
+    strata.await_quiet(5)
+
+
+def test_a_task_learns_that_nobody_waits_for_it(dask: Cluster, tmp_path: Path) -> None:
+    """Else workers would go on writing where the next try begins."""
+    import distributed
+
+    def watch(said: Path) -> None:
+        import time
+
+        from flows.cluster import _wanted
+
+        wanted = _wanted()
+        while wanted():
+            said.write_text("wanted")
+            time.sleep(0.05)
+        said.write_text("unwanted")
+
+    said = tmp_path / "said"
+    with distributed.Client(dask.address, set_as_default=False) as client:
+        future = client.submit(watch, said)
+        until(lambda: said.exists() and said.read_text() == "wanted", 60)
+        assert future.status == "pending"
+    until(lambda: said.read_text() == "unwanted", 20)
+
+
+# --- no way to a cluster, or to one that is not fit: without Prefect -----------------------------------------------
+
+
+@pytest.fixture
+def way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Ingests on the cluster of an address that cannot work, and gives the one line that says why."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    from flows import cluster
+
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "WORKER_SECONDS", 1.0)
+
+    def told(address: str) -> str:
+        origin = Data.model_validate({"source": {"kind": "digits"}, "cluster": address})
+        with pytest.raises(InputError) as caught:
+            makers = cluster.makers(origin, lambda line: None)
+            ingest(digits(), tmp_path / "out" / "shards", shard_size=400, makers=makers)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["shards"]  # no request is left beside it
+        message = str(caught.value)
+        assert message.isprintable() and len(message) < 400
+        return message
+
+    yield told
+
+
+def test_no_scheduler(way: Callable[[str], str]) -> None:
+    def greet(server: socket.socket, greeting: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(server.accept()[0])
+                held[-1].sendall(greeting)
+
+    held: list[socket.socket] = []
+    for greeting in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=greet, args=(server, greeting), daemon=True).start()
+            assert "expected the address that `dask scheduler` names" in way(
+                f"tcp://127.0.0.1:{server.getsockname()[1]}"
+            )
+    began = time.monotonic()
+    said = way(f"tcp://127.0.0.1:{servers.free_port()}")
+    assert "no scheduler answers within 1 s" in said and time.monotonic() - began < 5
+
+
+def test_a_scheduler_without_workers(way: Callable[[str], str], tmp_path: Path) -> None:
+    lonely = Cluster(tmp_path, workers=0)
+    try:
+        until(lambda: "Scheduler at" in (tmp_path / "scheduler.log").read_text(), 60)
+        assert "has no workers; start some: dask worker tcp://127.0.0.1" in way(lonely.address)
+    finally:
+        lonely.all.kill_all()
+
+
+def test_without_dask(way: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out" / "shards").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    assert way("local").endswith('pip install "strata[dask]"')
+
+
+def test_a_worker_that_is_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    from flows.cluster import _problem, _software, _told
+
+    folder, software, api = tmp_path / "shards", _software(), f"{NOBODY}/api"
+    folder.mkdir()
+    with _told(folder, {}) as token:
+        assert "no Prefect at" in str(_problem(str(folder), token, software, api))
+        assert "not the same folder" in str(_problem(str(folder), "another", software, api))
+        assert "no such file" in str(_problem(str(tmp_path / "elsewhere"), token, software, api))
+        other = software | {"numpy": "1.0"}
+        assert f"has numpy {np.__version__}, this machine 1.0" in str(_problem(str(folder), token, other, api))
+    assert "no such file" in str(_problem(str(folder), token, software, api))
+
+
+def test_a_source_that_a_worker_sees_otherwise(tmp_path: Path) -> None:
+    """Unseen, and no other InputError: then a cluster says which of its machines it was."""
+    np.save(tmp_path / "raw.npy", np.random.default_rng(0).random((20, 3), dtype=np.float32))
+    found = open_source(ArraysSource(kind="arrays", path="raw.npy"))
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        asked = {"source": sources.request(found), "folder": str(tmp_path / "out"), "shard_size": 5, "recorded": {}}
+    finally:
+        os.chdir(here)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    made = list(made_by_processes(asked, [0, 3], 1, lambda done: None, folder=str(tmp_path)))
+    assert [answer["shard"] for answer in made] == [0, 3]
+    with pytest.raises(Unseen, match="raw.npy"):
+        list(made_by_processes(asked, [1], 1, lambda done: None, folder=str(tmp_path / "elsewhere")))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8786", "tcp://host", "inproc://a:1", "tcp://user@host:8786", "tcp://a b:1"]
+)
+def test_what_is_no_address_of_a_cluster(address: str) -> None:
+    with pytest.raises(ValidationError, match="cluster"):
+        Data.model_validate({"source": {"kind": "digits"}, "cluster": address})

@@ -53,6 +53,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
 ONLY_IN = {  # a library, and the only places that may import it
     "prefect": ("flows.",),
     "prefect_dask": ("flows.cluster",),
+    "dask": ("flows.cluster",),
     "distributed": ("flows.cluster",),
     "mlflow": ("flows.tracking",),
     "pytorch_lightning": ("lightning_modules.training", "lightning_modules.fit", "data.loading"),
