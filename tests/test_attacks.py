@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from conf.errors import Damaged, InputError
-from tests.attacks import ATTACKS, Attack, archives, commands, pickles
+from tests.attacks import ATTACKS, Attack, archives, commands, manifests, pickles
 
-FAMILIES = (archives, commands, pickles)
+FAMILIES = (archives, commands, manifests, pickles)
 MOST_SECONDS = 2.0
 MOST_MEMORY = 256 << 20  # bytes of growth while an attack is refused
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")

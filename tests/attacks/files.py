@@ -235,7 +235,7 @@ def remanifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None
     value.pop("digest")
     change(value)
     value["digest"] = durable.digest_value(value)
-    (folder / "manifest.json").write_bytes(json.dumps(value).encode())
+    (folder / "manifest.json").write_bytes(durable.readable(value))
 
 
 def replace(folder: Path, name: str, content: bytes) -> None:
