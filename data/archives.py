@@ -26,6 +26,7 @@ from conf.errors import InputError, OutputError, show
 from data import remote
 from data.files import Entry, Tree, hidden, stamp
 from data.sources import unreadable
+from data.sources.rawfile import RawFile
 
 MAX_RATIO = 200  # unpacked / packed bytes, from FREE_BYTES on; data sets have 1 to 20, deflated zeros 1,032
 FREE_BYTES = 16 << 20
@@ -60,10 +61,7 @@ class Archive(Tree):
 
     @cached_property
     def _file(self) -> BinaryIO:
-        try:
-            return self._path.open("rb")
-        except OSError as error:
-            raise unreadable(self._path, error) from None
+        return RawFile(self.address).open()
 
     @cached_property
     def _path(self) -> Path:

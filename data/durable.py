@@ -6,10 +6,12 @@ a folder is complete when the one file that says so, written last, is there. Wha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,8 +74,35 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, readable(value))
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file for reading: a pipe would keep us waiting, and a device might never end. Errors: OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Errors: OSError."""
+    with opened(path) as file:
+        return file.read()
+
+
+def parse_json(content: bytes) -> Any:
+    """Errors: ValueError."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """Errors: OSError, ValueError."""
+    return parse_json(read_bytes(path))
 
 
 def digest_bytes(content: bytes) -> str:
@@ -86,7 +115,7 @@ def digest_value(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    with path.open("rb") as file:
+    with opened(path) as file:
         return digest_stream(file)
 
 

@@ -15,7 +15,6 @@ What is NOT here: writing shards (data/ingest.py), hashing them (data/verificati
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -29,13 +28,15 @@ import numpy as np
 from conf.errors import Damaged, InputError, show
 from data import durable
 from data.sources import SETS, number_range
-from data.tar import INDEX, TEXT, Layout, from_npy, layout_of
+from data.sources.whole import DTYPES
+from data.tar import INDEX, TEXT, Layout, layout_of, npy_header
 
 FORMAT = 2  # of everything in the folder; raised when an older strata could misread it
 NAME = "manifest.json"
 PLAN = "ingest.json"
 FEATURES = "features.json"
 DUPLICATES = "duplicates.npy"
+MAX_BYTES = 1 << 46  # of a folder; all of it is given addresses at once, and a process has 1 << 47
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 REPAIR = "run ingest into this folder again from the same source to rewrite it, or restore it from a copy"
 
@@ -162,7 +163,7 @@ class Manifest:
             raise Damaged(f"{show(self.folder / NAME)}: does not list {show(name)}; {REPAIR}")
         path = self.folder / name
         try:
-            content = path.read_bytes()
+            content = durable.read_bytes(path)
         except OSError as error:
             raise Damaged(f"{show(path)}: {(error.strerror or str(error)).lower()}; {REPAIR}") from None
         if durable.digest_bytes(content) != self.files[name][1]:
@@ -173,25 +174,32 @@ class Manifest:
         """(n,) int64 class numbers of a set, −1 where missing; empty if there is no such set."""
         if set_name not in self.sets:
             return np.zeros(0, np.int64)
-        return np.frombuffer(from_npy(self.read(f"{set_name}-labels.npy")), "<i8").astype(np.int64)
+        name = f"{set_name}-labels.npy"
+        labels = self._array(name, "<i8", (self.sets[set_name].samples,)).astype(np.int64)
+        if labels.min(initial=-1) < -1 or labels.max(initial=-1) >= len(self.classes):
+            raise self._wrong(name, f"holds other labels than the numbers of its {len(self.classes)} classes and −1")
+        return labels
 
     def feature_mean(self, set_name: str) -> np.ndarray:
         """float64 mean of every value over a set, in a sample's shape."""
-        return np.frombuffer(from_npy(self.read(f"{set_name}-mean.npy")), "<f8").reshape(self.shape)
+        return self._array(f"{set_name}-mean.npy", "<f8", self.shape)
 
     def features(self) -> tuple[str, ...]:
         """Names of the values of a vector; empty if they have none."""
-        return tuple(json.loads(self.read(FEATURES))) if FEATURES in self.files else ()
+        return tuple(self._strings(FEATURES, self.read(FEATURES), self.num_values)) if FEATURES in self.files else ()
 
     def duplicates(self) -> np.ndarray:
         """(num_duplicates, 2) int64: a sample's number, and that of the first one with the same content."""
         if DUPLICATES not in self.files:
             return np.zeros((0, 2), np.int64)
-        return np.frombuffer(from_npy(self.read(DUPLICATES)), "<i8").reshape(-1, 2).astype(np.int64)
+        pairs = self._array(DUPLICATES, "<i8", (self.num_duplicates, 2)).astype(np.int64)
+        if pairs.min(initial=0) < 0 or pairs.max(initial=0) >= self.num_samples:
+            raise self._wrong(DUPLICATES, f"holds other numbers than those of {self.num_samples} samples")
+        return pairs
 
     def index(self, shard: Shard) -> np.ndarray:
         """(n,) rows of tar.INDEX."""
-        return np.frombuffer(from_npy(self.read(shard.index_name)), INDEX)
+        return self._array(shard.index_name, INDEX, (shard.count,))
 
     def keys(self, set_name: str) -> Iterator[str]:
         """The source key of every sample of a set, in order."""
@@ -203,8 +211,28 @@ class Manifest:
         """The source key of every sample of a shard, in order."""
         if shard.keys_name not in self.files:
             return list(map(str, range(shard.row, shard.row + shard.count)))
-        keys: list[str] = json.loads(b"[" + b",".join(self.read(shard.keys_name).splitlines()) + b"]")
-        return keys
+        lines = b"[" + b",".join(self.read(shard.keys_name).splitlines()) + b"]"
+        return self._strings(shard.keys_name, lines, shard.count)
+
+    def _array(self, name: str, dtype: str | np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """A listed .npy file. Errors: Damaged if it is any other than one of this dtype and shape."""
+        content, header = self.read(name), npy_header(shape, np.dtype(dtype))
+        size = len(header) + math.prod(shape) * np.dtype(dtype).itemsize
+        if not content.startswith(header) or len(content) != size:
+            raise self._wrong(name, f"is no array of {'×'.join(map(str, shape))} values as they are stored there")
+        return np.frombuffer(content, dtype, offset=len(header)).reshape(shape)
+
+    def _strings(self, name: str, content: bytes, count: int) -> list[str]:
+        try:
+            values = durable.parse_json(content)
+        except ValueError:
+            raise self._wrong(name, "is no JSON") from None
+        if not isinstance(values, list) or len(values) != count or not all(isinstance(each, str) for each in values):
+            raise self._wrong(name, f"is no list of {count} texts")
+        return values
+
+    def _wrong(self, name: str, what: str) -> Damaged:
+        return Damaged(f"{show(self.folder / name)}: right digest, but {what}; {REPAIR}")
 
     # --- the file ---
 
@@ -222,8 +250,8 @@ class Manifest:
         """Errors: InputError if there are no finished shards; Damaged if the manifest is not what strata wrote."""
         path = Path(folder) / NAME
         try:
-            written = path.read_bytes()
-            content = json.loads(written)
+            written = durable.read_bytes(path)
+            content = durable.parse_json(written)
         except FileNotFoundError:
             found = "an unfinished ingest; run it again to go on" if (path.parent / PLAN).exists() else f"no {NAME}"
             raise InputError(
@@ -246,13 +274,14 @@ class Manifest:
             raise Damaged(f"{show(path)}: does not match its own digest; {REPAIR}")
         try:
             return cls._parse(Path(folder), content)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise Damaged(f"{show(path)}: right digest, but wrong fields ({show(error)}); {REPAIR}") from None
 
     @classmethod
     def _parse(cls, folder: Path, content: dict[str, Any]) -> Manifest:
         del content["format"]
         content["shape"], content["classes"] = tuple(content["shape"]), tuple(content["classes"])
+        _require_plausible(content)
         content["sets"] = {name: SetSummary(**content["sets"][name]) for name in SETS if name in content["sets"]}
         content["files"] = {name: (int(size), str(sha)) for name, (size, sha) in content["files"].items()}
         manifest = cls(folder=folder, **content)
@@ -260,7 +289,35 @@ class Manifest:
         missing = [shard.name for shard in manifest.shards if not {shard.name, shard.index_name} <= set(manifest.files)]
         if unsafe or missing:
             raise ValueError(f"file name {(unsafe + missing)[0]!r}")
+        for shard in manifest.shards:
+            header = len(npy_header((shard.count,), INDEX))
+            if manifest.files[shard.index_name][0] != header + shard.count * INDEX.itemsize:
+                raise ValueError(f"size of {shard.index_name}")
         return manifest
+
+
+def _require_plausible(content: dict[str, Any]) -> None:
+    """Raises ValueError for fields that no ingest writes and that nobody could read without harm.
+
+    A digest only says that a manifest was not damaged, not that strata wrote it.
+    """
+    summaries, sizes = list(content["sets"].values()), [size for size, _ in content["files"].values()]
+    counts = [each[name] for each in summaries for name in ("samples", "labeled")]
+    numbers = [each[name] for each in summaries for name in ("mean", "std", "low", "high")]
+    if not all(type(size) is int and 0 <= size <= MAX_BYTES for size in sizes) or sum(sizes) > MAX_BYTES:
+        raise ValueError("sizes of files")
+    if not all(type(each) is int and each >= 0 for each in [*counts, content["num_duplicates"]]):
+        raise ValueError("numbers of samples")
+    if not all(math.isfinite(each) for each in numbers) or not 0 < content["scale"] < math.inf:
+        raise ValueError("statistics or scale")
+    if type(content["shard_size"]) is not int or content["shard_size"] < 1:
+        raise ValueError("shard_size")
+    if sum(each["samples"] for each in summaries) > len(sizes) * content["shard_size"]:
+        raise ValueError("more samples than its shards can hold")
+    if content["dtype"] not in (TEXT, *DTYPES) or not all(type(n) is int and n > 0 for n in content["shape"]):
+        raise ValueError("dtype or shape")
+    if not all(isinstance(name, str) for name in content["classes"]):
+        raise ValueError("names of classes")
 
 
 def plan_shards(sets: dict[str, int], shard_size: int) -> Iterator[Shard]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import durable
+
 _FIXED = 0x10  # MAP_FIXED of <sys/mman.h>, on Linux and macOS alike; Python's mmap does not know it
 
 
@@ -41,7 +43,7 @@ class Mapping:
 
     def add(self, number: int, path: Path) -> None:
         """Maps a file into its place. Errors: OSError, WrongSize."""
-        with path.open("rb") as file:
+        with durable.opened(path) as file:
             found = os.fstat(file.fileno()).st_size
             if found != self.sizes[number]:
                 raise WrongSize(found)

@@ -1,5 +1,6 @@
 """Shards at an fsspec address, read through folders here: small files at opening, shards as they are asked for.
 
+    CACHE/shards/.cache                 says that all below is a cache and may be evicted
     CACHE/shards/DIGEST/remote.json     the address, and how many bytes all shards under CACHE/shards may take
     CACHE/shards/DIGEST/manifest.json   written last; the folder is then like any other, but its shards come and go
 
@@ -30,6 +31,7 @@ from data.remote import Remote, shown
 
 Result = TypeVar("Result")
 MARK = "remote.json"
+SHELF = ".cache"  # in the folder of such folders
 PAUSES = (0.2, 1.0)  # seconds before the second and the third try
 MAX_MANIFEST = 256 << 20  # bytes
 LEFTOVER = re.compile(r"\.([a-z]+-\d{5,})\.(?:tar|index\.npy)\.\d+\.tmp")  # durable.writing's temporary files
@@ -53,6 +55,7 @@ def open_remote(address: str, cache: Path, budget: int) -> Path:
                 for name, expected in manifest.files.items():
                     if name not in large and not _is(folder / name, expected[1]):
                         _tried(partial(_fetch, f"{address}/{name}", folder / name, expected))
+                durable.write_bytes(shelf / SHELF, b"")
                 durable.write_json(folder / MARK, {"address": address, "bytes": budget})
                 if not (folder / NAME).exists():
                     durable.write_bytes(folder / NAME, (Path(place) / NAME).read_bytes())
@@ -69,8 +72,11 @@ def folder_of(address: str, digest: str, cache: Path) -> Path:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether shards that are not in this folder can be fetched."""
-    return (folder / MARK).exists()
+    """Whether shards that are not in this folder can be fetched, and what lies around it is ours to evict.
+
+    A folder that somebody else packed may hold any file, so the one around it must say so, too.
+    """
+    return (folder / MARK).exists() and (folder.absolute().parent / SHELF).exists()
 
 
 def require_room(manifest: Manifest, samples: np.ndarray) -> None:
@@ -147,6 +153,8 @@ def _make_room(shelf: Path, left: int) -> None:
     with durable.lock(shelf / ".room.lock", wait=_patient):
         taken, held = 0, []
         for path in shelf.glob("*/*"):
+            if not is_cache(path.parent):
+                continue
             unfinished = LEFTOVER.fullmatch(path.name)
             if not unfinished and not path.name.endswith((".tar", ".index.npy")):
                 continue

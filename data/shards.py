@@ -88,7 +88,10 @@ class Reader:
             ends = zip(begins, index["length"].tolist(), strict=True)
             members = [bytes(memory[begin : begin + length]) for begin, length in ends]
             self._check(part, index["crc32"] == [zlib.crc32(member) for member in members])
-            result += [member.decode() for member in members]
+            try:
+                result += [member.decode() for member in members]
+            except UnicodeDecodeError:
+                raise Damaged(f"{show(self.folder)}: right checksums, but a text is not UTF-8; {REPAIR}") from None
         return result
 
     def values(self, indices: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
     copies = f"{manifest.num_duplicates:,} of them copies of earlier ones, " if manifest.num_duplicates else ""
     counts = ", ".join(f"{number:,} {name}" for name, number in sets.items())
     samples = manifest.samples_digest[:12]
-    reporter.line(f"{arguments.out}: {counts}, {copies}{len(manifest.shards)} shards, samples {samples}")
+    reporter.line(f"{show(arguments.out)}: {counts}, {copies}{len(manifest.shards)} shards, samples {samples}")
     return {
         "out": str(arguments.out), "sets": sets, "duplicates": manifest.num_duplicates,
         "samples_digest": manifest.samples_digest,
@@ -78,7 +78,7 @@ def _would_write(source: RawSource, arguments: argparse.Namespace) -> dict[str, 
         if found.classes:
             print(f"  {len(found.classes)} classes: {show(', '.join(found.classes))}")
         print(
-            f"{len(shards)} shards" + (f", {size / 2**20:,.1f} MiB" if size else "") + f" would go to {arguments.out}"
+            f"{len(shards)} shards" + (f", {size / 2**20:,.1f} MiB" if size else "") + f" would go to {show(arguments.out)}"
         )
     return found.to_json() | {"shards": len(shards), "bytes": size}
 
@@ -98,7 +98,7 @@ def verify(folder: Path, *, silent: bool) -> dict[str, Any]:
         )
     number = Manifest.load(folder).num_samples
     if not silent:
-        print(f"{folder}: {number:,} samples, every byte as written")
+        print(f"{show(folder)}: {number:,} samples, every byte as written")
     return {"samples": number, "findings": [str(finding) for finding in findings]}
 
 

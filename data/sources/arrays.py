@@ -25,6 +25,7 @@ from conf.errors import InputError, show
 from data import durable, remote
 from data.sources import unreadable
 from data.sources.matlab import HEADER, Mat, is_mat, require_memory
+from data.sources.rawfile import RawFile
 from data.sources.whole import Table, WholeSource
 
 SETS = {"train": "train", "test": "test", "valid": "validation", "validation": "validation", "val": "validation"}
@@ -62,7 +63,7 @@ class Arrays(WholeSource):
         self._where = remote.shown(self.source.path)
         path = remote.local_file(self.source.path)
         try:
-            with path.open("rb") as file:
+            with RawFile(path).open() as file:
                 head = file.read(HEADER)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -197,7 +198,7 @@ def _only(mat: Mat, role: str) -> str:
 def _map_npy(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped, after its header was compared with its size. Errors: InputError."""
     try:
-        with path.open("rb") as file:
+        with RawFile(path).open() as file:
             check_npy(file, path.stat().st_size, show(path))
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:

@@ -20,6 +20,7 @@ import numpy as np
 
 from conf.errors import InputError, show
 from data.sources import unreadable
+from data.sources.rawfile import RawFile
 
 HEADER = 128  # bytes
 COMPRESSED, MATRIX = 15, 14  # types of elements
@@ -136,7 +137,7 @@ class Mat:
 
     def _unpacked_size(self) -> int:
         """Bytes of all elements without their compression, after every length and checksum was checked."""
-        with self.path.open("rb") as file:
+        with RawFile(self.path).open() as file:
             head, end, total = file.read(HEADER), os.fstat(file.fileno()).st_size, 0
             order = "<" if head[126:128] == b"IM" else ">"
             version = struct.unpack(f"{order}H", head[124:126])[0]

@@ -1,0 +1,94 @@
+"""Every attack is refused in one line, at once, without a trace; and without its guard every attack succeeds.
+
+The attacks lie in tests/attacks/, one family a file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from conf.errors import Damaged, InputError
+from tests.attacks import ATTACKS, Attack, archives, commands, manifests, pickles
+
+FAMILIES = (archives, commands, manifests, pickles)
+MOST_SECONDS = 2.0
+MOST_MEMORY = 256 << 20  # bytes of growth while an attack is refused
+STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
+
+blocked: set[str] = set()
+fired: set[str] = set()
+_watching: list[list[str]] = []
+
+
+def _watch(event: str, arguments: object) -> None:
+    if _watching and event in STARTS:
+        _watching[-1].append(f"{event} {arguments}")
+
+
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Nobody may start a process or connect to anything meanwhile, nor take much time or memory."""
+    started: list[str] = []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, began = _peak(), time.monotonic()
+    _watching.append(started)
+    try:
+        yield
+    finally:
+        _watching.pop()
+    assert not started
+    assert time.monotonic() - began < MOST_SECONDS
+    assert _peak() - before < MOST_MEMORY
+
+
+def _peak() -> int:
+    """Bytes of resident memory at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Every file but those below `out`, which is where a victim may write."""
+    found = (path for path in folder.rglob("*") if "out" not in path.relative_to(folder).parts)
+    return {str(path): (path.lstat().st_mode, 0 if path.is_dir() else path.lstat().st_mtime_ns) for path in found}
+
+
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_attack(case: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "inner" / "here"  # so that there is an outside
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("STRATA_CACHE", str(folder / "out" / "cache"))
+    halves = case.begin(folder, monkeypatch)
+    use = next(halves)
+    before = snapshot(tmp_path)
+    with watched():
+        try:
+            without_effect = use()
+        except (InputError, Damaged) as error:
+            line = str(error)
+            assert line.isprintable() and 20 < len(line) < 700 and "a bug in strata" not in line
+        else:
+            assert without_effect is True
+    assert snapshot(tmp_path) == before
+    blocked.add(case.name)
+    assert next(halves) is True, "without its guard the attack still fails, so this case shows nothing"
+    fired.add(case.name)
+
+
+def test_the_count() -> None:
+    names = [case.name for case in ATTACKS]
+    assert len(set(names)) == len(names) >= 60
+    if not blocked:
+        pytest.skip("the attacks did not run in this process")
+    print(f"\n{len(blocked)} of {len(names)} attacks blocked, {len(fired)} of {len(names)} controls fire")
+    assert blocked == fired == set(names)
