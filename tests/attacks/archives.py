@@ -25,7 +25,18 @@ from data.files import Folder, Tree, open_tree
 from data.shards import Reader, ingest
 from data.sources import RawSource
 from tests.attacks import Halves, attack
-from tests.attacks.files import npy, patience, picture, plain, samples, shard, source, stock_samples, succeeds, tar_header_of, two_tone
+from tests.attacks.files import (
+    npy,
+    patience,
+    plain,
+    samples,
+    shard,
+    source,
+    stock_samples,
+    succeeds,
+    tar_header_of,
+    two_tone,
+)
 from tests.raw_trees import contents, member, tar_bytes, zip_bytes
 
 GOOD = ("good.txt", b"good")

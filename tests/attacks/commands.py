@@ -115,5 +115,3 @@ def a_scheme_that_is_not_allowed(folder: Path, patch: pytest.MonkeyPatch, patter
         yield fsspec.open(plain).open().read() == b"secret"
     patch.setattr(data.remote, "SCHEMES", (*data.remote.SCHEMES, address.partition(":")[0]))
     yield data.remote.is_remote(address)  # and would be asked for
-
-

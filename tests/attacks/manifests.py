@@ -274,5 +274,3 @@ def escape_codes_in_our_shards(folder: Path, patch: pytest.MonkeyPatch, variant:
     patch.setattr(data_lines, "show", lambda text, limit=0: str(text))
     patch.setattr("data.verification.show", str)
     yield not plain(command(word, path))
-
-
