@@ -18,9 +18,10 @@ import secrets
 import sys
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,17 +61,19 @@ def makers(origin: Data, say: Say) -> Makers:
         folder = Path(request["folder"])
         with _reached(str(origin.cluster), origin.workers) as client, _told(folder, request) as token:
             _require_fit(client, str(folder), token)
-            client.run(_forget_prefect)  # an earlier run's server, to which workers would go on telling what they do
-            threads = sum(client.nthreads().values())
-            say(f"    ingesting on {len(client.nthreads())} Dask workers with {threads} threads, {origin.cluster}")
-            _at_work[token] = _Work(client, folder, list(numbers), say)
+            _answered(client, client.run, _forget_prefect)  # of an earlier run that was killed
+            workers = _answered(client, client.nthreads)
+            say(f"    ingesting on {len(workers)} Dask workers with {sum(workers.values())} threads, {origin.cluster}")
+            work = _at_work[token] = _Work(client, list(numbers), say)
             try:
-                for answer in _flow(client)(token, str(folder)):
-                    yield answer
-                    count(answer["moments"]["count"])
+                for _ in _flow(client)(token, str(folder)):
+                    while work.answers:
+                        answer = work.answers.popleft()
+                        yield answer
+                        count(answer["moments"]["count"])
             finally:
                 del _at_work[token]
-            client.run(_forget_prefect)  # so that the server knows of every task before it may be stopped
+            _answered(client, client.run, _forget_prefect)  # before the run may stop its server
 
     return made
 
@@ -117,7 +120,7 @@ def _connected(address: str, security: Any) -> Iterator[Any]:
     security = security or distributed.Security()  # as Dask's own configuration says
     try:
         asyncio.run(_knock(address, security))
-    except Exception as error:  # noqa: BLE001 - whoever listens there may send anything
+    except Exception as error:  # whoever listens there may send anything
         reason = f"no scheduler answers within {CONNECT_SECONDS:.0f} s" if isinstance(error, OSError) else show(error)
         raise InputError(f"{where}: {reason}; expected the address that `dask scheduler` names") from None
     with warnings.catch_warnings():
@@ -161,8 +164,10 @@ def _request_path(folder: Path) -> Path:
 def _require_fit(client: Any, folder: str, token: str) -> None:
     """Errors: InputError naming the first worker that is not fit to make these shards."""
     try:
-        found = client.run(_unfit, folder, token, _software(), str(get_current_settings().api.url))
-    except (ImportError, AttributeError) as error:
+        found = _answered(client, client.run, _unfit, folder, token, _software(), str(get_current_settings().api.url))
+    except StrataError:
+        raise
+    except Exception as error:  # of what a worker cannot even load, Dask gives no better
         raise InputError(f"a Dask worker cannot load strata ({show(error)}); install the same strata there") from None
     for worker, problem in found.items():
         if problem:
@@ -175,25 +180,25 @@ def _require_fit(client: Any, folder: str, token: str) -> None:
 @dataclass
 class _Work:
     client: Any
-    folder: Path
     numbers: list[int]
     say: Say
+    answers: deque[dict[str, Any]] = field(default_factory=deque)
 
 
 _at_work: dict[str, _Work] = {}  # by token: flows are given names, not objects
 
 
 @flow(name="shards", validate_parameters=False, persist_result=False)
-def shards(token: str, folder: str) -> Iterator[dict[str, Any]]:
-    """The answers of ShardWriter.make for the shards of a folder, as they come."""
+def shards(token: str, folder: str) -> Iterator[None]:
+    """Makes the shards of a folder and stops whenever there are answers; given away, Prefect would keep them all."""
     # Prefect sends a flow's and a task's own function to workers by value, with all it names: let that be little.
     yield from _submitted(token, folder)
 
 
-def _submitted(token: str, folder: str) -> Iterator[dict[str, Any]]:
+def _submitted(token: str, folder: str) -> Iterator[None]:
     """Submits the shards, a few a task and not many tasks ahead."""
     work = _at_work[token]
-    threads = max(1, sum(work.client.nthreads().values()))
+    threads = max(1, _threads(work.client))
     size = max(1, min(MOST_SHARDS, len(work.numbers) // (TASKS_AHEAD * threads)))
     waiting = [work.numbers[first : first + size] for first in range(0, len(work.numbers), size)][::-1]
     finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -204,10 +209,10 @@ def _submitted(token: str, folder: str) -> Iterator[dict[str, Any]]:
             label = f"shards {numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"shard {numbers[0]}"
             make.submit(folder, token, numbers, label).add_done_callback(finished.put)
             flying += 1
-        answers = _result(_next(finished, work), work)
+        work.answers.extend(_result(_next(finished, work), work.client))
         flying -= 1
-        yield from answers
-        threads = max(1, sum(work.client.nthreads().values()))
+        yield
+        threads = max(1, _threads(work.client))
 
 
 def _flow(client: Any) -> Any:
@@ -225,34 +230,43 @@ def _next(finished: queue.SimpleQueue[Any], work: _Work) -> Any:
         try:
             return finished.get(timeout=SILENCE_SECONDS)
         except queue.Empty:
-            if not told and not _asked(work.client.nthreads, work):
+            if not _threads(work.client) and not told:
                 work.say("    the Dask cluster has lost its last worker; waiting for others")
                 told = True
 
 
-def _result(future: Any, work: _Work) -> list[dict[str, Any]]:
+def _result(future: Any, client: Any) -> list[dict[str, Any]]:
     """Errors: those of the task, as themselves."""
+    from distributed import CancelledError
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
     try:
-        answers: list[dict[str, Any]] = _asked(future.result, work)
+        answers: list[dict[str, Any]] = future.result()
     except KilledWorker as error:
         raise StrataError(
             f"Dask workers died again and again ({show(error)}); out of memory? run again to go on"
         ) from None
+    except (CancelledError, CommClosedError):
+        raise _gone(client) from None
     return answers
 
 
-def _asked(question: Callable[[], Any], work: _Work) -> Any:
-    """What the cluster answers. Errors: StrataError if it is gone, and those of the answer."""
-    from distributed import CancelledError
-    from distributed.comm import CommClosedError
+def _threads(client: Any) -> int:
+    """All workers' together."""
+    return sum(_answered(client, client.nthreads).values())
 
+
+def _answered(client: Any, question: Callable[..., Any], *arguments: Any) -> Any:
+    """What the scheduler says. Errors: StrataError if it is gone."""
     try:
-        return question()
-    except (CancelledError, CommClosedError):
-        address = show(work.client.scheduler.address)
-        raise StrataError(f"the Dask scheduler at {address} went away; run again to go on") from None
+        return question(*arguments)
+    except OSError:  # Dask's own errors of connections are such
+        raise _gone(client) from None
+
+
+def _gone(client: Any) -> StrataError:
+    return StrataError(f"the Dask scheduler at {show(client.scheduler.address)} went away; run again to go on")
 
 
 # --- on a worker ---------------------------------------------------------------------------------------------------
@@ -341,9 +355,9 @@ def _host() -> str:
 
 
 async def _forget_prefect() -> None:
-    """Sends what Prefect still has to say of earlier tasks; the next one speaks to the server of its own run.
+    """Sends what Prefect still has to say of tasks to their run's server, and has the next task look for its own.
 
-    Else a worker would go on with the first server it knew.
+    Else a worker would tell the first server it knew of all tasks to come.
     """
     from prefect.events.worker import EventsWorker
 
