@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from data.verification import Finding, check, verify
 __all__ = ["Finding", "Manifest", "Reader", "Shard", "check", "ingest", "verify"]
 
 MAX_OPEN = 4096  # shards mapped at a time, two mappings each: a process may have 65,530
+CRC_PLACE = dict(INDEX.fields or {})["crc32"][1]  # in an index row
 CHUNK_BYTES = 16 << 20  # of samples gathered at a time
 
 
@@ -47,8 +49,9 @@ class Reader:
         lengths = [files[shard.index_name][0] - shard.count * INDEX.itemsize for shard in shards]
         self._rows = self._indexes.starts + lengths  # where the rows of each shard's index begin
         self._index_rows = self._indexes.items(INDEX)
+        self._crcs = self._indexes.items(np.dtype("V4"))
         self._open = np.zeros(len(shards), bool)
-        self._used = np.zeros(len(shards), np.int64)  # when a shard was read last, in calls of `_places`
+        self._used = np.zeros(len(shards), np.int64)  # when a shard was read last, in calls of `_owners`
         self._clock = 0
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Path]]:
@@ -82,8 +85,8 @@ class Reader:
         result = []
         for start in range(0, len(indices), MAX_OPEN):
             part = indices[start : start + MAX_OPEN]
-            owners, rows = self._places(part)
-            index = self._index_rows[rows]
+            owners = self._owners(part)
+            index = self._index_rows[self._row_places(part, owners)]
             begins = (self._tars.starts[owners] + index["offset"].astype(np.int64)).tolist()
             ends = zip(begins, index["length"].tolist(), strict=True)
             members = [bytes(memory[begin : begin + length]) for begin, length in ends]
@@ -135,15 +138,19 @@ class Reader:
             raise IndexError(f"sample numbers must lie in 0 … {len(self) - 1}")
         return indices
 
-    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shard of each of at most MAX_OPEN samples, now open, and where its index row lies in `_indexes`."""
+    def _owners(self, indices: np.ndarray) -> np.ndarray:
+        """The shard of each of at most MAX_OPEN samples, now open."""
         owners = np.searchsorted(self._firsts, indices, side="right") - 1
         self._clock += 1
         self._used[owners] = self._clock
         if not self._open[owners].all():
             for owner in np.unique(owners[~self._open[owners]]).tolist():
                 self._open_shard(owner)
-        return owners, self._rows[owners] + (indices - self._firsts[owners]) * INDEX.itemsize
+        return owners
+
+    def _row_places(self, indices: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        """Where the samples' index rows lie in `_indexes`."""
+        return self._rows[owners] + (indices - self._firsts[owners]) * INDEX.itemsize
 
     def _open_shard(self, owner: int) -> None:
         """Maps a shard and its index, the index after it was compared with its digest and with the tar's size."""
@@ -180,17 +187,18 @@ class Reader:
 
     def _gather(self, indices: np.ndarray, layout: ArrayLayout) -> np.ndarray:
         """`read` of at most MAX_OPEN samples."""
-        owners, rows = self._places(indices)
+        owners = self._owners(indices)
         begins = self._tars.starts[owners] + (indices - self._firsts[owners]) * layout.stride + BLOCK
-        head, size = len(layout.header), layout.length - len(layout.header)
-        raw = self._values[begins + head]
+        raw = self._values[begins + len(layout.header)]
         fresh = np.flatnonzero(self._unchecked[indices])
         if len(fresh):
-            content, header = raw.view(np.uint8).data, zlib.crc32(layout.header)
-            found = [zlib.crc32(content[place * size : (place + 1) * size], header) for place in fresh.tolist()]
-            heads = self._heads[begins[fresh]].view(np.uint8).reshape(-1, head)
-            right = (heads == np.frombuffer(layout.header, np.uint8)).all(axis=1)
-            self._check(indices[fresh], right & (self._index_rows[rows[fresh]]["crc32"] == found))
+            values = (raw if len(fresh) == len(raw) else raw[fresh]).tolist()
+            found = map(zlib.crc32, values, repeat(zlib.crc32(layout.header)))
+            places = self._row_places(indices[fresh], owners[fresh]) + CRC_PLACE
+            right = self._crcs[places].view("<u4") == np.fromiter(found, np.uint32, len(fresh))
+            heads = self._heads[begins[fresh]].view(np.uint8).reshape(-1, len(layout.header))
+            same = heads == np.frombuffer(layout.header, np.uint8)
+            self._check(indices[fresh], right if same.all() else right & same.all(axis=1))
         return raw.view(layout.dtype).reshape(len(indices), *layout.shape)
 
     def _check(self, indices: np.ndarray, right: np.ndarray) -> None:
