@@ -5,6 +5,7 @@ The attacks lie in tests/attacks/, one family a file.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from conf.errors import Damaged, InputError
-from tests.attacks import ATTACKS, Attack, archives, commands, manifests, pickles
+from tests.attacks import ATTACKS, Attack, archives, bombs, commands, damage, manifests, pickles
 
-FAMILIES = (archives, commands, manifests, pickles)
+FAMILIES = (archives, bombs, commands, damage, manifests, pickles)
 MOST_SECONDS = 2.0
 MOST_MEMORY = 256 << 20  # bytes of growth while an attack is refused
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
@@ -69,14 +70,14 @@ def test_attack(case: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(folder)
     monkeypatch.setenv("STRATA_CACHE", str(folder / "out" / "cache"))
     halves = case.begin(folder, monkeypatch)
-    use = next(halves)
+    expected, use = next(halves)
     before = snapshot(tmp_path)
     with watched():
         try:
             without_effect = use()
         except (InputError, Damaged) as error:
             line = str(error)
-            assert line.isprintable() and 20 < len(line) < 700 and "a bug in strata" not in line
+            assert re.search(expected, line) and line.isprintable() and 20 < len(line) < 700 and "a bug in strata" not in line
         else:
             assert without_effect is True
     assert snapshot(tmp_path) == before
