@@ -78,7 +78,9 @@ def _would_write(source: RawSource, arguments: argparse.Namespace) -> dict[str, 
         if found.classes:
             print(f"  {len(found.classes)} classes: {show(', '.join(found.classes))}")
         print(
-            f"{len(shards)} shards" + (f", {size / 2**20:,.1f} MiB" if size else "") + f" would go to {show(arguments.out)}"
+            f"{len(shards)} shards"
+            + (f", {size / 2**20:,.1f} MiB" if size else "")
+            + f" would go to {show(arguments.out)}"
         )
     return found.to_json() | {"shards": len(shards), "bytes": size}
 

@@ -243,7 +243,9 @@ class _Texts(_View):
             for place, content in zip(places, self._contents(column, places), strict=True):
                 low, high, left = min(low, len(content)), max(high, len(content)), left - len(content)
                 if left < 0:
-                    raise InputError(f"{self.where}: more than {MAX_RATIO} times its size in texts; no table but a bomb")
+                    raise InputError(
+                        f"{self.where}: more than {MAX_RATIO} times its size in texts; no table but a bomb"
+                    )
                 if size is not None:
                     tally.add(content.decode(), counted=self.table.set_of(place) == "train")
             rows += len(places)

@@ -25,7 +25,18 @@ from data.files import Folder, Tree, open_tree
 from data.shards import Reader, ingest
 from data.sources import RawSource
 from tests.attacks import Halves, attack
-from tests.attacks.files import npy, patience, picture, plain, samples, shard, source, stock_samples, succeeds, tar_header_of, two_tone
+from tests.attacks.files import (
+    npy,
+    patience,
+    plain,
+    samples,
+    shard,
+    source,
+    stock_samples,
+    succeeds,
+    tar_header_of,
+    two_tone,
+)
 from tests.raw_trees import contents, member, tar_bytes, zip_bytes
 
 GOOD = ("good.txt", b"good")
@@ -273,7 +284,10 @@ def a_pipe_instead_of_a_file(folder: Path, patch: pytest.MonkeyPatch, variant: t
     kind, name = variant
     (folder / "in").mkdir()
     os.mkfifo(folder / "in" / name)
-    yield "not a regular file|no file|it is empty", lambda: _patient(lambda: samples(kind, folder / "in" if kind == "idx" else folder / "in" / name))
+    yield (
+        "not a regular file|no file|it is empty",
+        lambda: _patient(lambda: samples(kind, folder / "in" if kind == "idx" else folder / "in" / name)),
+    )
     with patience() as gave_up:
         (folder / "in" / name).read_bytes()
     yield bool(gave_up)
@@ -313,7 +327,8 @@ def a_damaged_header_that_ends_a_tar(folder: Path, patch: pytest.MonkeyPatch) ->
     whole = path.read_bytes()
     path.write_bytes(whole[:1030] + b"?" + whole[1031:])
     yield "a damaged header", read(path)
-    yield tarfile.open(path).getnames() == [GOOD[0]]
+    with tarfile.open(path) as tar:
+        yield tar.getnames() == [GOOD[0]]
 
 
 @attack()
@@ -361,7 +376,9 @@ def headers_on_headers_in_a_tar(folder: Path, patch: pytest.MonkeyPatch) -> Halv
     path = folder / "a.tar"
     path.write_bytes(part * 5000 + bytes(1024))
     yield "damaged archive", read(path)
-    yield succeeds(lambda: tarfile.open(path), RecursionError)
+    with pytest.raises(RecursionError), tarfile.open(path):
+        pass
+    yield True  # a crash
 
 
 @attack(

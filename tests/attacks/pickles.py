@@ -16,7 +16,16 @@ from conf.reading import read
 from data.sources import fields
 from tests.attacks import Halves, attack
 from tests.attacks.files import (
-    npy, npy_of_header, objects, pickled, replace, samples, shard, shards, stock_decode, stock_samples
+    npy,
+    npy_of_header,
+    objects,
+    pickled,
+    replace,
+    samples,
+    shard,
+    shards,
+    stock_decode,
+    stock_samples,
 )  # fmt: skip
 
 
@@ -132,5 +141,3 @@ def yaml_that_makes_objects(folder: Path, patch: pytest.MonkeyPatch, tag: str) -
     with contextlib.suppress(Exception):
         yaml.unsafe_load(path.read_text())
     yield marker.exists()
-
-
