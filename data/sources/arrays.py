@@ -24,7 +24,7 @@ import conf
 from conf.errors import InputError, show
 from data import durable, remote
 from data.sources import unreadable
-from data.sources.matlab import HEADER, Mat, is_mat, require_memory
+from data.sources.matlab import HEADER, Mat, is_mat, require_memory, require_no_bomb
 from data.sources.rawfile import RawFile
 from data.sources.whole import Table, WholeSource
 
@@ -32,7 +32,6 @@ SETS = {"train": "train", "test": "test", "valid": "validation", "validation": "
 ROLES = dict.fromkeys(("x", "data", "images", "features", "inputs", "samples"), "data") | dict.fromkeys(
     ("y", "label", "labels", "target", "targets", "classes"), "labels"
 )
-MAX_RATIO = 2000  # decompressed / compressed bytes: deflate reaches 1,032 on zeros, and sparse data come close
 MAX_HEADER = 10_000  # bytes of a .npy header
 
 
@@ -210,8 +209,7 @@ def _map_npy(path: Path) -> np.ndarray:
 def _read_member(archive: zipfile.ZipFile, member: str, where: str) -> np.ndarray:
     """An array of an .npz, after its header was compared with its size. Errors: InputError."""
     entry = archive.getinfo(member)
-    if entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
-        raise InputError(f"{where}: decompresses to more than {MAX_RATIO} times its size; this is no data set")
+    require_no_bomb(entry.file_size, entry.compress_size, where)
     try:
         with archive.open(member) as file:
             check_npy(file, entry.file_size, where)

@@ -23,6 +23,7 @@ from data.sources.mel import LogMel
 from data.sources.wav import HEAD_BYTES, CutShort, Header, read_header, read_mono
 
 MAX_BYTES = 256 << 20  # of one recording, which is held in memory
+MAX_SAMPLES = MAX_BYTES // 2  # of it at the recipe's rate: a header may say that a few bytes last for days
 
 
 class Audio(RawSource):
@@ -104,6 +105,11 @@ class Audio(RawSource):
             header = read_header(self.tree.head(entry, HEAD_BYTES), entry.size, where)
         except CutShort:
             header = read_header(self.tree.read(entry, MAX_BYTES), entry.size, where)
+        if self._resampled(header) > MAX_SAMPLES:
+            raise InputError(
+                f"{where}: {self._resampled(header)} samples once it is at {self.source.sample_rate} Hz; expected at "
+                f"most {MAX_SAMPLES}; cut it into parts"
+            )
         count = self.mel.num_frames(self._resampled(header)) // self.source.frames
         if count == 0:
             seconds = header.length / header.rate

@@ -16,6 +16,8 @@ from data.sources.lines import MAX_TEXT
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MAX_WRITTEN = 1 << 20  # bytes of all the different numbers of a batch, written as texts
+
 
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column of this type holds numbers."""
@@ -25,16 +27,25 @@ def is_number(kind: pa.DataType) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts, or bytes that may be some."""
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+
+
 def texts(column: pa.Array, name: str, rows: np.ndarray, where: str) -> list[bytes]:
     """The UTF-8 of each text. Errors: InputError for an empty cell, another type, and bytes that are not UTF-8."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+    coded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if coded else column.type
+    if not is_text(kind):
         raise InputError(f"{where}: column {show(repr(name))} holds {show(kind)}; expected texts")
-    values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    plain = column.dictionary if coded else column
+    values: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
+    if coded:  # one object for every different text: a long one may stand in a million rows
+        values = [values[place] if place >= 0 else None for place in column.indices.fill_null(-1).to_pylist()]
     for place, value in enumerate(values):
         if not value:
             raise _at(where, rows, place, name, "a text", "nothing")
@@ -66,6 +77,8 @@ def _numbers(column: pa.Array, name: str, rows: np.ndarray, where: str) -> np.nd
     if column.null_count:
         raise _at(where, rows, int(np.argmax(column.is_null().to_numpy(False))), name, "a number", "nothing")
     if pa.types.is_dictionary(column.type):
+        if is_text(column.type.value_type) and column.dictionary.nbytes > MAX_WRITTEN:
+            raise _at(where, rows, 0, name, "a number", "long texts (source.columns lists what to read)")
         column = column.dictionary_decode()
     if pa.types.is_binary(column.type):
         return _written_numbers(column, name, rows, where)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from conf.errors import InputError, show
-from data.sources.cells import is_number
+from data.sources.cells import is_number, is_text
 from data.sources.rawfile import RawFile
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class _Cursor:
 class Parquet(Columns):
     """Columns come with their own types; reading begins at any row group."""
 
+    _coded: Sequence[str] = ()  # columns of texts, read as dictionaries: one text may stand in a million rows
+
     def _names(self) -> list[str]:
         with self.file.open() as opened:
             parquet = self._opened(opened)
@@ -112,6 +114,7 @@ class Parquet(Columns):
             mean = sum(group.total_byte_size for group in groups) / max(1, about.num_rows)
             self._text_rows = max(1, min(TEXT_ROWS, int(NUMBER_BYTES / max(1, mean))))
             self.schema = parquet.schema_arrow
+            self._coded = [field.name for field in self.schema if is_text(field.type)]
         self.starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
         if min(sizes, default=0) < 0 or self.starts[-1] != about.num_rows:
             raise InputError(f"{self.where}: its row groups hold {sizes} rows, its footer says {about.num_rows}")
@@ -121,8 +124,9 @@ class Parquet(Columns):
         import pyarrow as pa
         from pyarrow import parquet
 
+        options = {"pre_buffer": False, "page_checksum_verification": True, "read_dictionary": list(self._coded)}
         try:
-            return parquet.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True)
+            return parquet.ParquetFile(opened, **options)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.where}: damaged Parquet file ({show(error)}); fetch it again") from None
 

@@ -31,6 +31,8 @@ NUMERIC = (
     "sparse",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
+MAX_RATIO = 200  # unpacked / packed bytes, from FREE_BYTES on; deflated zeros have 1,032
+FREE_BYTES = 64 << 20
 MAX_DENSE = 2 << 30  # bytes of a sparse matrix once it is none
 READ_BYTES = 1 << 20
 ELEMENT = re.compile(r"(.+)\[(\d{1,9})\]")  # X[0]: an element of a cell array
@@ -160,13 +162,14 @@ class Mat:
         return total
 
     def _compressed_size(self, file: Any, length: int) -> int:
-        packed, size = zlib.decompressobj(), 0
+        packed, size, given = zlib.decompressobj(), 0, length
         try:
             while length:
                 part = file.read(min(READ_BYTES, length))
                 length -= len(part)
                 while part and not packed.eof:
                     size += len(packed.decompress(part, 16 * READ_BYTES))
+                    require_no_bomb(size, given, self.where)
                     part = packed.unconsumed_tail
                 if not part and packed.eof and length:
                     break
@@ -178,6 +181,15 @@ class Mat:
 
     def _damaged(self, error: object) -> InputError:
         return InputError(f"{self.where}: damaged .mat file ({show(error)}); fetch or save it again")
+
+
+def require_no_bomb(size: int, packed: int, where: str) -> None:
+    """Raises InputError for content that unpacks to far more than real data do. Sizes in bytes."""
+    if size > max(FREE_BYTES, MAX_RATIO * packed):
+        raise InputError(
+            f"{where}: unpacks to more than {MAX_RATIO} times its size; a bomb, or so sparse that it is better saved "
+            "as .npy, which is read in place"
+        )
 
 
 def require_memory(size: int, where: str) -> None:

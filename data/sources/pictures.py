@@ -44,9 +44,8 @@ def check_header(content: bytes, where: str) -> Image.Image:
         raise _too_large(where)
     if image.mode in DEEP:
         raise InputError(f"{where}: more than 8 bits per channel ({image.mode}); convert it to 8")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise InputError(f"{where}: holds {frames} frames; expected a single picture")
+    if getattr(image, "is_animated", False):  # to count them, n_frames would read all of the file
+        raise InputError(f"{where}: holds more than one frame; expected a single picture")
     return image
 
 

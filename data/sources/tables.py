@@ -27,8 +27,8 @@ from data.remote import is_remote
 from data.sources import SETS, Description, RawSource, pictures
 from data.sources.cells import numbers, texts
 from data.sources.classes import Classes
-from data.sources.columns import Columns, Parquet
-from data.sources.delimited import Csv
+from data.sources.columns import FREE_BYTES, Columns, Parquet
+from data.sources.delimited import MAX_RATIO, Csv
 from data.sources.rawfile import RawFile, Stamp
 from data.sources.words import Tally, Vocabulary, count_dtype
 
@@ -160,10 +160,9 @@ def _different(column: pa.Array, where: str, name: str) -> tuple[list[Any], np.n
     import pyarrow as pa
 
     try:
-        if pa.types.is_binary(column.type):
-            column = column.cast(pa.string())
         coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        values = coded.dictionary.to_pylist()
+        different = coded.dictionary
+        values = (different.cast(pa.string()) if pa.types.is_binary(different.type) else different).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError):
         raise InputError(f"{where}: column {show(repr(name))}: expected UTF-8; convert the file to UTF-8") from None
     odd = next((value for value in values if not isinstance(value, str | int | float | None)), None)
@@ -239,9 +238,14 @@ class _Texts(_View):
 
     def describe(self) -> Schema:
         size, tally, rows, low, high = self.source.vocabulary, Tally(), 0, math.inf, 0
+        left = max(FREE_BYTES, MAX_RATIO * self.table.file.size)
         for places, column in self.table.batches(self.names[0]):
             for place, content in zip(places, self._contents(column, places), strict=True):
-                low, high = min(low, len(content)), max(high, len(content))
+                low, high, left = min(low, len(content)), max(high, len(content)), left - len(content)
+                if left < 0:
+                    raise InputError(
+                        f"{self.where}: more than {MAX_RATIO} times its size in texts; no table but a bomb"
+                    )
                 if size is not None:
                     tally.add(content.decode(), counted=self.table.set_of(place) == "train")
             rows += len(places)

@@ -185,7 +185,7 @@ def two_tone(shade: int) -> bytes:
 
 
 def frames(kind: str, number: int = 3) -> bytes:
-    more = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in range(1, number)]
+    more = [Image.new("RGB", (6, 4), (80 * shade, 0, 0)) for shade in range(1, number)]
     content = io.BytesIO()
     Image.new("RGB", (6, 4)).save(content, kind, save_all=True, append_images=more)
     return content.getvalue()

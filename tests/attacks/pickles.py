@@ -33,7 +33,7 @@ from tests.attacks.files import (
 def a_pickle_in_a_foreign_shard(folder: Path, patch: pytest.MonkeyPatch, extension: str) -> Halves:
     marker = folder / "executed"
     path = shard(folder / "a.tar", ("a.npy", npy([1, 2])), (f"a.{extension}", pickled(marker, extension)))
-    yield lambda: samples("webdataset", path, field="npy")
+    yield "could be a pickle", lambda: samples("webdataset", path, field="npy")
     stock_decode(path)
     yield marker.exists()
 
@@ -42,7 +42,7 @@ def a_pickle_in_a_foreign_shard(folder: Path, patch: pytest.MonkeyPatch, extensi
 def a_pickle_that_the_recipe_asks_for(folder: Path, patch: pytest.MonkeyPatch, role: str) -> Halves:
     marker = folder / "executed"
     path = shard(folder / "a.tar", ("a.npy", npy([1, 2])), ("a.pyd", pickled(marker, "pyd")))
-    yield lambda: samples("webdataset", path, **{role: "pyd"})
+    yield "could be a pickle", lambda: samples("webdataset", path, **{role: "pyd"})
     (sample,) = stock_samples(path)
     pickle.loads(sample["pyd"])  # noqa: S301
     yield marker.exists()
@@ -52,7 +52,7 @@ def a_pickle_that_the_recipe_asks_for(folder: Path, patch: pytest.MonkeyPatch, r
 def an_array_of_objects_in_a_foreign_shard(folder: Path, patch: pytest.MonkeyPatch) -> Halves:
     marker = folder / "executed"
     path = shard(folder / "a.tar", ("a.npy", npy(objects(marker), allow_pickle=True)))
-    yield lambda: samples("webdataset", path)
+    yield "Python objects", lambda: samples("webdataset", path)
     real = np.load
     patch.setattr(fields, "check_npy", lambda *_: None)
     with pytest.raises(ValueError, match="allow_pickle"):  # the second guard
@@ -71,7 +71,7 @@ def an_array_of_objects(folder: Path, patch: pytest.MonkeyPatch, kind: str) -> H
         np.savez(path, x=objects(marker))
     else:
         path.write_bytes(pickled(marker, "pkl") if kind == "bare" else npy(objects(marker), allow_pickle=True))
-    yield lambda: samples("arrays", path)
+    yield "Python objects|expected a .npy", lambda: samples("arrays", path)
     loaded = np.load(path, allow_pickle=True)
     if kind == "npz":
         loaded["x"]
@@ -83,7 +83,7 @@ def labels_that_are_objects(folder: Path, patch: pytest.MonkeyPatch, kind: str) 
     marker, path, beside = folder / "executed", folder / "a.npz", folder / "y.npy"
     np.savez(path, x=np.eye(1, 3), y=objects(marker)[0])
     np.save(beside, objects(marker)[0])
-    yield lambda: samples("arrays", path, data="x", labels="y" if kind == "npz" else str(beside))
+    yield "Python objects", lambda: samples("arrays", path, data="x", labels="y" if kind == "npz" else str(beside))
     np.load(path, allow_pickle=True)["y"] if kind == "npz" else np.load(beside, allow_pickle=True)
     yield marker.exists()
 
@@ -92,7 +92,7 @@ def labels_that_are_objects(folder: Path, patch: pytest.MonkeyPatch, kind: str) 
 def objects_in_a_matlab_file(folder: Path, patch: pytest.MonkeyPatch) -> Halves:
     path = folder / "a.mat"
     savemat(path, {"X": np.array([[1.0, "two"], [None.__class__.__name__, 4.0]], object)})
-    yield lambda: samples("arrays", path, data="X")
+    yield "of class cell", lambda: samples("arrays", path, data="X")
     yield loadmat(path)["X"].dtype == object
 
 
@@ -104,7 +104,7 @@ def a_header_that_is_an_expression(folder: Path, patch: pytest.MonkeyPatch, kind
     path = folder / "a.npy"
     path.write_bytes(whole)
     packed = shard(folder / "a.tar", ("a.npy", whole))
-    yield lambda: samples("arrays", path) if kind == "npy" else samples("webdataset", packed)
+    yield "a broken header", lambda: samples("arrays", path) if kind == "npy" else samples("webdataset", packed)
     patch.setattr("ast.literal_eval", eval)  # as numpy did until 2008
     patch.setattr("numpy.lib._format_impl.safe_eval", eval, raising=False)
     file = io.BytesIO(whole)
@@ -128,7 +128,7 @@ def an_array_of_objects_among_our_shards(folder: Path, patch: pytest.MonkeyPatch
         reader.labels()
         reader.manifest.feature_mean("train")
 
-    yield use
+    yield "is no array of|size of train-00000.index.npy", use
     np.load(path / name, allow_pickle=True)
     yield marker.exists()
 
@@ -137,7 +137,7 @@ def an_array_of_objects_among_our_shards(folder: Path, patch: pytest.MonkeyPatch
 def yaml_that_makes_objects(folder: Path, patch: pytest.MonkeyPatch, tag: str) -> Halves:
     marker, path = folder / "executed", folder / "recipe.yaml"
     path.write_text(f"name: {tag.format(marker)}\n")
-    yield lambda: read(path, [])
+    yield "could not determine a constructor", lambda: read(path, [])
     with contextlib.suppress(Exception):
         yaml.unsafe_load(path.read_text())
     yield marker.exists()
