@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from conf import Source
 from conf.errors import Damaged, InputError, show
 from conf.reading import explain, override
 from data.manifest import Manifest, plan_shards
+from data.remote import is_remote, local_path
 from data.sources import RawSource, open_source
 from data.tar import ArrayLayout, layout_of
 from data.verification import verify as findings_in
 from flows import data_lines, data_page
 from flows.contents import Contents
+from flows.places import refuse_foreign, refuse_unwritable, require_readable
 from flows.progress import Reporter
+
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")  # the first of the settings where a path may stand
 
 
 def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,7 +33,11 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    source = open_source(_settings(arguments), arguments.limit)
+    settings = _settings(arguments)
+    require_readable(settings, arguments.out)
+    refuse_unwritable(arguments.out)
+    refuse_foreign(arguments.out)
+    source = open_source(settings, arguments.limit)
     if arguments.dry_run:
         return _would_write(source, arguments)
     reporter = Reporter(silent=arguments.json)
@@ -53,11 +63,13 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
 def _settings(arguments: argparse.Namespace) -> Any:
     """The source that kind, path and key=value on the command line describe."""
     path, settings = arguments.path, arguments.settings
-    if path and "=" in path and not Path(path).exists():  # the first of the settings, of a source without a path
+    if path and ASSIGNMENT.match(path) and not os.path.exists(path):  # of a source without a path
         path, settings = None, [path, *settings]
-    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": path} if path else {})
+    tree: dict[str, Any] = {"kind": arguments.kind} | ({} if path is None else {"path": path})
     for assignment in settings:
         override(tree, assignment)
+    if path is not None and tree["kind"] == "digits":
+        raise InputError(f"ingest: the source digits takes no path, found '{show(path)}'")
     try:
         return TypeAdapter(Source).validate_python(tree)
     except ValidationError as error:
@@ -77,14 +89,24 @@ def _would_write(source: RawSource, arguments: argparse.Namespace) -> dict[str, 
             print(f"  {name:<12} {count:>12,} samples, {found.labeled[name]:,} labeled")
         if found.classes:
             print(f"  {len(found.classes)} classes: {show(', '.join(found.classes))}")
-        print(
-            f"{len(shards)} shards" + (f", {size / 2**20:,.1f} MiB" if size else "") + f" would go to {arguments.out}"
-        )
+        mib = f", {size / 2**20:,.1f} MiB" if size else ""
+        print(f"{len(shards)} shards{mib} would go to {show(arguments.out, 4096)}")
     return found.to_json() | {"shards": len(shards), "bytes": size}
 
 
-def verify(folder: Path, *, silent: bool) -> dict[str, Any]:
+def _here(address: str) -> Path:
+    """The folder of an argument that says where shards lie. Errors: InputError, if that is elsewhere."""
+    if is_remote(address):
+        raise InputError(
+            f"{show(address)}: expected a folder on this machine; shards elsewhere are read by a recipe, "
+            "data={shards: ADDRESS}, which checks what it fetches"
+        )
+    return local_path(address)
+
+
+def verify(address: str, *, silent: bool) -> dict[str, Any]:
     """Checks every byte and says which samples are affected. Errors: Damaged."""
+    folder = _here(address)
     findings = findings_in(folder)
     harmful = [finding for finding in findings if not finding.harmless]
     if not silent:
@@ -98,13 +120,13 @@ def verify(folder: Path, *, silent: bool) -> dict[str, Any]:
         )
     number = Manifest.load(folder).num_samples
     if not silent:
-        print(f"{folder}: {number:,} samples, every byte as written")
+        print(f"{show(folder, 4096)}: {number:,} samples, every byte as written")
     return {"samples": number, "findings": [str(finding) for finding in findings]}
 
 
-def data_in(folder: Path, page: Path | None, *, silent: bool) -> dict[str, Any]:
+def data_in(address: str, page: Path | None, *, silent: bool) -> dict[str, Any]:
     """Says what is in a folder of shards, and draws it as a page where one is asked for. Errors: OutputError."""
-    contents = Contents(folder)
+    contents = Contents(_here(address))
     if not silent:
         for line in data_lines.lines(contents):
             print(line)
