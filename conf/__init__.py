@@ -34,6 +34,19 @@ def _texts(value: Any) -> Any:
 Cluster = Annotated[str, AfterValidator(_cluster)]
 
 
+def _a_place(value: str) -> str:
+    if not value:
+        raise ValueError("is empty; expected a path")
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no path has")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("is not UTF-8 text; rename the file or folder")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_a_place)]  # of a file or folder: a path here, or an fsspec address
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +64,7 @@ class IdxSource(Strict):
     """A folder of IDX files (MNIST's format), gzipped or not; the training files, the test files or both."""
 
     kind: Literal["idx"]
-    path: str
+    path: Address
 
 
 class ArraysSource(Strict):
@@ -63,7 +76,7 @@ class ArraysSource(Strict):
     """
 
     kind: Literal["arrays"]
-    path: str
+    path: Address
     data: str | None = None
     labels: str | None = None
     validation_data: str | None = None
@@ -97,14 +110,14 @@ class ImagesSource(Pictures):
     """
 
     kind: Literal["images"]
-    path: str
+    path: Address
 
 
 class TableSource(Pictures, Words):
     """A CSV (gzipped or not) or Parquet table: its numeric columns, or one column of texts or of picture paths."""
 
     kind: Literal["table"]
-    path: str
+    path: Address
     columns: list[str] | None = Field(None, min_length=1)  # numeric ones; default: all but `label` and `set`
     text: str | None = None  # the column of texts
     image: str | None = None  # the column of picture paths, relative to the table's folder
@@ -126,7 +139,7 @@ class TextSource(Words):
     """
 
     kind: Literal["text"]
-    path: str
+    path: Address
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
 
 
@@ -137,7 +150,7 @@ class CountsSource(Strict):
     """
 
     kind: Literal["counts"]
-    path: str
+    path: Address
     # What stands before a line's first id:count; number: that of its ids, which must be right.
     leading: Literal["none", "label", "number", "ignored"] = "none"
     first_id: Literal[0, 1] = 1
@@ -151,7 +164,7 @@ class WebDatasetSource(Pictures, Words):
     """
 
     kind: Literal["webdataset"]
-    path: str
+    path: Address
     field: str | None = None  # extension of the member that is the sample; default: the one that is known and no label
     label: str = "cls"  # extension of the member that is the label, if there is one
 
@@ -160,7 +173,7 @@ class AudioSource(Strict):
     """A tree of .wav files (class = folder) → windows of log-mel frames."""
 
     kind: Literal["audio"]
-    path: str
+    path: Address
     sample_rate: Count = 16_000  # Hz; recordings at another rate are resampled
     mels: Count = 40
     frames: Count = 10  # per sample; windows do not overlap, and a rest at the end of a recording is left out
@@ -197,7 +210,7 @@ class Data(Strict):
     """A raw source to ingest, or a folder of finished shards (or the fsspec address of one)."""
 
     source: Source | None = None
-    shards: str | None = None
+    shards: Address | None = None
     split: Split = Split()
     shard_size: Count = 10_000  # samples per shard
     limit: Count | None = None  # at most so many samples of each set, evenly spread over it

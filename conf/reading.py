@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from conf import Recipe
+from conf import Recipe, Source
 from conf.errors import InputError, show
 
 MAX_BYTES, MAX_DEPTH = 1 << 20, 50
@@ -27,7 +27,7 @@ class _Loader(yaml.CSafeLoader):
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.YAMLError(
-                    f"the key {show(key)!r} stands twice in one mapping, line {node.start_mark.line + 1}"
+                    f"the key '{show(key)}' stands twice in one mapping, line {node.start_mark.line + 1}"
                 )
         return super().construct_mapping(node, deep=deep)
 
@@ -45,13 +45,25 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, name: str) -> Any:
-    if len(text.encode()) > MAX_BYTES:
-        raise InputError(f"{show(name)}: longer than {MAX_BYTES} bytes, which no recipe is")
+    _refuse_long(len(text.encode()), name)
     try:
         _refuse_traps(text)
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader's subclass
     except yaml.YAMLError as error:
-        raise InputError(f"{show(name)}: not readable as YAML: {show(' '.join(str(error).split()), 300)}") from None
+        raise InputError(f"{show(name)}: not readable as YAML: {_reason(error)}") from None
+
+
+def _refuse_long(num_bytes: int, name: object) -> None:
+    if num_bytes > MAX_BYTES:
+        raise InputError(f"{show(name)}: longer than {MAX_BYTES} bytes, which no recipe is")
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return show(" ".join(str(error).split()), 300)
+    mark = error.problem_mark
+    said = ", ".join(filter(None, (error.context, error.problem)))
+    return f"{show(said, 300)}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _refuse_traps(text: str) -> None:
@@ -69,21 +81,28 @@ def override(tree: Any, assignment: str) -> None:
     """Sets `stages.layer1.train.epochs=1` in the mapping `tree`."""
     path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise InputError(f"override {show(assignment)!r}: expected key=value, for example train.batch_size=50")
+        raise InputError(f"override '{show(assignment)}': expected key=value, for example train.batch_size=50")
+    try:
+        assignment.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"override '{show(assignment)}': not UTF-8 text") from None
     *parents, last = path.split(".")
     for key in parents:
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):
-            raise InputError(f"override {show(path)}: {show(key)!r} is no mapping, so nothing can be set inside it")
+            raise InputError(f"override {show(path)}: '{show(key)}' is no mapping, so nothing can be set inside it")
     tree[last] = parse(text, f"override {path}")
 
 
 def read(path: Path, overrides: list[str]) -> Recipe:
     """Reads and checks a recipe file; errors are InputError, one line each."""
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a device or a pipe may be endless
+        _refuse_long(len(content), path)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"recipe {show(path)}: {reason}; expected a YAML file such as conf/digits.yaml") from None
@@ -110,10 +129,34 @@ def explain(error: ValidationError, tree: Any, expected: Any = Recipe) -> str:
         key, known = str(first["loc"][-1]), _fields(expected, [str(part) for part in first["loc"][:-1]])
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys here: {', '.join(known)}"
-        return f"unknown key {show(where)!r}; {hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("value_error", "missing") else f", found {show(repr(first['input']), 60)}"
+        return f"unknown key '{show(where)}'; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{show(where)} is missing{more}"
+    if first["type"].startswith("union_tag"):
+        return f"{show(where)}{_no_kind(first)}{more}".removeprefix(": ")
+    message = _PLAINER.get(first["type"], first["msg"].removeprefix("Value error, "))
+    found = "" if first["type"] == "value_error" else f", found {show(repr(first['input']), 60)}"
     return f"{show(where)}: {show(message, 300)}{found}{more}".removeprefix(": ")
+
+
+_PLAINER = {  # what pydantic says for programmers
+    "model_type": "expected a mapping",
+    "model_attributes_type": "expected a mapping",
+    "dict_type": "expected a mapping",
+    "string_unicode": "expected UTF-8 text",
+    "string_pattern_mismatch": "expected a letter and then letters, digits, _ or -, at most 64 in all",
+}
+
+
+def _no_kind(complaint: Any) -> str:
+    """What follows the place of a mapping whose `kind` is missing or unknown."""
+    known = [kind for model in _models_in(Source) if (kind := _kind(model))]  # only sources are told apart by kind
+    if complaint["type"] == "union_tag_not_found":
+        return f": kind is missing; expected one of {', '.join(known)}"
+    kind = str(complaint["ctx"]["tag"])
+    close = difflib.get_close_matches(kind, known, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f": unknown kind '{show(kind, 60)}'{hint}; expected one of {', '.join(known)}"
 
 
 def _place(location: Sequence[int | str], kind: str, tree: Any) -> list[str]:

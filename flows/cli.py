@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 from conf import Recipe
 from conf.errors import InputError, Interrupted, OutputError, StrataError, show
+from data.remote import is_remote, local_path, shown
 
 EPILOG = "Exit status: 0 done, 2 wrong input, 3 busy, 4 damaged, 5 diverged, 6 output not writable, 130/143 stopped."
 
@@ -22,6 +24,31 @@ EPILOG = "Exit status: 0 done, 2 wrong input, 3 busy, 4 damaged, 5 diverged, 6 o
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{show(message, 300)}; see `{self.prog} --help`")
+
+
+def _path(text: str) -> Path:
+    """A path of the command line; an empty one, of a variable nobody set, would mean this folder."""
+    return Path(_place(text))
+
+
+def _place(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; expected a path")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"'{show(text)}' is not UTF-8 text; choose another name") from None
+    return text
+
+
+def _folder(text: str) -> Path:
+    """Of shards that a command reads where they lie."""
+    if is_remote(_place(text)):
+        raise InputError(
+            f"{shown(text)}: expected a folder on this machine; shards elsewhere are read by a recipe, "
+            "data={shards: ADDRESS}, which checks what it fetches"
+        )
+    return local_path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         return found
 
     def out(found: Any) -> None:
-        found.add_argument("--out", type=Path, default=Path("runs"), help="stages, reports, databases (default: runs)")
+        found.add_argument("--out", type=_path, default=Path("runs"), help="stages, reports, databases (default: runs)")
 
     def recipe(found: Any) -> None:
-        found.add_argument("recipe", type=Path, help="a YAML file, such as conf/digits.yaml")
-        found.add_argument("overrides", nargs="*", metavar="key=value", help="sets a field of the recipe")
+        found.add_argument("recipe", type=_path, help="a YAML file, such as conf/digits.yaml")
+        found.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a field of the recipe")
 
     found = command("run", _run, "run a recipe, or go on where it stopped", "run conf/digits.yaml seed=1 --out runs")
     recipe(found)
@@ -54,31 +81,37 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("kind", help="digits, idx, arrays, images, table, text, counts, webdataset or audio")
     found.add_argument("path", nargs="?", help="file, folder or fsspec address (s3://…); digits needs none")
     found.add_argument(
-        "settings", nargs="*", metavar="key=value", help="the source's other fields, such as size=[28,28]"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="the source's other fields, such as size=[28,28]",
     )
-    found.add_argument("--out", type=Path, required=True, help="the folder of shards")
+    found.add_argument("--out", type=_path, required=True, help="the folder of shards")
     found.add_argument("--shard-size", type=int, default=10_000, help="samples per shard")
     found.add_argument("--workers", type=int, default=None, help="processes that write shards (default: all cores)")
     found.add_argument("--limit", type=int, default=None, help="at most so many samples of each set")
     found.add_argument("--dry-run", action="store_true", help="only say what would be written")
     found = command("verify", _verify, "check every byte of some shards", "verify shards/mnist")
-    found.add_argument("shards", type=_folder, help="a folder of shards")
+    found.add_argument("shards", type=_folder, metavar="DIR", help="a folder of shards")
     found = command("data", _data, "what is in a folder of shards", "data shards/mnist --page mnist.html")
-    found.add_argument("shards", type=_folder, help="a folder of shards")
-    found.add_argument("--page", type=Path, default=None, help="draw it as an HTML page, too")
+    found.add_argument("shards", type=_folder, metavar="DIR", help="a folder of shards")
+    found.add_argument("--page", type=_path, default=None, help="draw it as an HTML page, too")
     found = command("evaluate", _evaluate, "measure a model on shards", "evaluate MODEL --shards shards/mnist")
-    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("model", type=_path, help="a model directory")
     found.add_argument("--shards", type=_folder, required=True)
-    found.add_argument("settings", nargs="*", metavar="key=value", help="fields of a recipe's evaluate block")
+    found.add_argument(
+        "settings", nargs="*", default=[], metavar="key=value", help="fields of a recipe's evaluate block"
+    )
     found = command("sample", _sample, "draw from a model", "sample MODEL -n 100 --out samples.npy")
-    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("model", type=_path, help="a model directory")
     found.add_argument("-n", "--number", type=int, default=64)
     found.add_argument("--seed", type=int, default=0)
-    found.add_argument("--out", type=Path, required=True, help="a .npy file; pictures get a .png beside it")
+    found.add_argument("--out", type=_path, required=True, help="a .npy file; pictures get a .png beside it")
     found = command("encode", _encode, "codes of all samples of some shards", "encode MODEL --shards DIR --out codes")
-    found.add_argument("model", type=Path, help="a model directory")
+    found.add_argument("model", type=_path, help="a model directory")
     found.add_argument("--shards", type=_folder, required=True)
-    found.add_argument("--out", type=Path, required=True, help="a folder: one .npy a set")
+    found.add_argument("--out", type=_path, required=True, help="a folder: one .npy a set")
     out(command("sync", _sync, "send MLflow what it has not received yet", "sync --out runs"))
     found = command("ui", _ui, "serve Prefect and MLflow on loopback", "ui --out runs")
     out(found)
@@ -90,14 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--cron", required=True, help='when, such as "0 3 * * *" for three every night')
     found.add_argument("--name", default=None, help="of the deployment (default: the recipe's)")
     return parser
-
-
-def _folder(text: str) -> Path:
-    from data.remote import is_remote, shown
-
-    if is_remote(text):
-        raise InputError(f"{shown(text)}: an address; this command reads a folder here, a recipe's data.shards either")
-    return Path(text)
 
 
 # --- commands: arguments → what --json prints ---------------------------------------------------------------------
@@ -228,7 +253,7 @@ def _sync(arguments: argparse.Namespace) -> dict[str, Any]:
     found = tracking.sync(arguments.out)
     if not arguments.json:
         for run, rows, complete, error in found:
-            print(f"{run}: {rows:,} rows sent, {'complete' if complete else error or 'not complete'}")
+            print(f"{show(run)}: {rows:,} rows sent, {'complete' if complete else show(error or 'not complete', 300)}")
     failed = [error for _, _, complete, error in found if not complete and error]
     if failed:
         raise StrataError(failed[0])
@@ -257,7 +282,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     assignments = getattr(arguments, "overrides", getattr(arguments, "settings", None))
     unknown = [word for word in rest if word.startswith("-") or assignments is None]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        raise InputError(
+            f"unrecognized arguments: {show(' '.join(unknown), 300)}; see `strata {arguments.command} --help`"
+        )
     if assignments is not None:
         assignments += rest
     return arguments
@@ -273,11 +300,13 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     os.umask(0o077)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # bars and arrows where a terminal knows no UTF-8
     try:
         arguments = _parse(argv)
         answer = arguments.do(arguments)
         if arguments.json:
-            print(json.dumps(answer, ensure_ascii=False))
+            print(json.dumps(answer).replace("\x7f", "\\u007f"))  # ASCII: whatever a name holds, a terminal is safe
         return 0
     except StrataError as error:
         return _fail(error, str(error), error.status, "--debug" in argv)

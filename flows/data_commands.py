@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from data.tar import ArrayLayout, layout_of
 from data.verification import verify as findings_in
 from flows import data_lines, data_page
 from flows.contents import Contents
+from flows.places import refuse_foreign, refuse_unwritable, require_readable
 from flows.progress import Reporter
+
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")  # the first of the settings where a path may stand
 
 
 def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -27,7 +32,11 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    source = open_source(_settings(arguments), arguments.limit)
+    settings = _settings(arguments)
+    require_readable(settings, arguments.out)
+    refuse_unwritable(arguments.out)
+    refuse_foreign(arguments.out)
+    source = open_source(settings, arguments.limit)
     if arguments.dry_run:
         return _would_write(source, arguments)
     reporter = Reporter(silent=arguments.json)
@@ -43,7 +52,7 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
     copies = f"{manifest.num_duplicates:,} of them copies of earlier ones, " if manifest.num_duplicates else ""
     counts = ", ".join(f"{number:,} {name}" for name, number in sets.items())
     samples = manifest.samples_digest[:12]
-    reporter.line(f"{show(arguments.out)}: {counts}, {copies}{len(manifest.shards)} shards, samples {samples}")
+    reporter.line(f"{arguments.out}: {counts}, {copies}{len(manifest.shards)} shards, samples {samples}")
     return {
         "out": str(arguments.out), "sets": sets, "duplicates": manifest.num_duplicates,
         "samples_digest": manifest.samples_digest,
@@ -53,11 +62,13 @@ def ingest(arguments: argparse.Namespace) -> dict[str, Any]:
 def _settings(arguments: argparse.Namespace) -> Any:
     """The source that kind, path and key=value on the command line describe."""
     path, settings = arguments.path, arguments.settings
-    if path and "=" in path and not Path(path).exists():  # the first of the settings, of a source without a path
+    if path and ASSIGNMENT.match(path) and not os.path.exists(path):  # of a source without a path
         path, settings = None, [path, *settings]
-    tree: dict[str, Any] = {"kind": arguments.kind} | ({"path": path} if path else {})
+    tree: dict[str, Any] = {"kind": arguments.kind} | ({} if path is None else {"path": path})
     for assignment in settings:
         override(tree, assignment)
+    if path is not None and tree["kind"] == "digits":
+        raise InputError(f"ingest: the source digits takes no path, found '{show(path)}'")
     try:
         return TypeAdapter(Source).validate_python(tree)
     except ValidationError as error:
@@ -77,11 +88,8 @@ def _would_write(source: RawSource, arguments: argparse.Namespace) -> dict[str, 
             print(f"  {name:<12} {count:>12,} samples, {found.labeled[name]:,} labeled")
         if found.classes:
             print(f"  {len(found.classes)} classes: {show(', '.join(found.classes))}")
-        print(
-            f"{len(shards)} shards"
-            + (f", {size / 2**20:,.1f} MiB" if size else "")
-            + f" would go to {show(arguments.out)}"
-        )
+        mib = f", {size / 2**20:,.1f} MiB" if size else ""
+        print(f"{len(shards)} shards{mib} would go to {show(arguments.out, 4096)}")
     return found.to_json() | {"shards": len(shards), "bytes": size}
 
 
@@ -100,7 +108,7 @@ def verify(folder: Path, *, silent: bool) -> dict[str, Any]:
         )
     number = Manifest.load(folder).num_samples
     if not silent:
-        print(f"{show(folder)}: {number:,} samples, every byte as written")
+        print(f"{show(folder, 4096)}: {number:,} samples, every byte as written")
     return {"samples": number, "findings": [str(finding) for finding in findings]}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import data.sources
 from conf import Data, Recipe, Split
-from conf.errors import OutputError, show
+from conf.errors import InputError
 from conf.protocol import Description, Plan, PlanJob
 from data import durable
 from data.manifest import FORMAT, Manifest
@@ -25,6 +25,7 @@ from data.remote import CACHE, cache_folder, is_remote, local_path
 from data.shard_cache import folder_of, open_remote
 from data.splits import partition
 from flows import stage
+from flows.places import refuse_unwritable, require_readable
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ def prepare(recipe: Recipe, out: Path | None = None) -> Prepared:
     Errors: InputError (recipe, raw data); OutputError (out); Damaged (shards a recipe names).
     """
     if out is not None:
-        _refuse_unwritable(out.absolute())
+        refuse_unwritable(out)
         os.environ[CACHE] = str(_cache(out))
     origins = recipe.origins
+    for origin in origins.values():
+        if origin.source is not None:
+            require_readable(origin.source, out)
     fingerprints = {name: _fingerprint(origin) for name, origin in origins.items()}
     digest = durable.digest_value([recipe.model_dump(mode="json"), fingerprints, code_digest()])
     kept = out / "plans" / f"{digest}.json" if out is not None else Path(os.devnull)
@@ -63,16 +67,13 @@ def prepare(recipe: Recipe, out: Path | None = None) -> Prepared:
         return Prepared(recipe, Plan.model_validate(known["plan"]), known["ingests"], descriptions, digest, True)
     found = {name: _describe(origin) for name, origin in origins.items()}
     descriptions = {name: description for name, (_, description) in found.items()}
+    for name, description in descriptions.items():
+        if not description.shape:
+            raise InputError(
+                f"{name}: holds texts, which no model reads as they are; set `vocabulary` in its source for word counts"
+            )
     plan = stage.ask_plan(PlanJob(recipe=recipe, descriptions=descriptions))
     return Prepared(recipe, plan, {name: key for name, (key, _) in found.items()}, descriptions, digest, False)
-
-
-def _refuse_unwritable(out: Path) -> None:
-    """Fails early where an output folder cannot be; nothing is written to find out."""
-    place = next(folder for folder in (out, *out.parents) if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        found = "a folder we may not write to" if place.is_dir() else "a file"
-        raise OutputError(f"--out {show(out)}: {show(place)} is {found}; choose another place")
 
 
 def _fingerprint(origin: Data) -> str:

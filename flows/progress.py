@@ -15,7 +15,10 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from conf.errors import show
+
 QUIET_SECONDS = 10.0
+MAX_LINE = 10_000  # characters; paths stay whole
 
 
 class Shown(Protocol):
@@ -34,7 +37,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         if not self.silent:
-            print(text, flush=True)
+            print(show(text, MAX_LINE), flush=True)
 
     def step(self, step: Shown) -> None:
         """One finished step."""

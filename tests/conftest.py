@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from flows.cli import main
+
 QUIET = {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 NOBODY = "http://127.0.0.1:9"  # the discard port: refused at once
 PLAIN = {"PREFECT_API_URL": f"{NOBODY}/api", "MLFLOW_TRACKING_URI": NOBODY}  # the engine without its coats
@@ -109,6 +111,38 @@ def strata(tmp_path: Path) -> Iterator[Command]:
     command = Command(tmp_path)
     yield command
     command.kill_all()
+
+
+Say = Callable[..., Ended]
+
+
+@pytest.fixture
+def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """The command within this process: no seconds of imports."""
+
+    def call(*arguments: object) -> Ended:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        mask = os.umask(0o022)
+        capfd.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        finally:
+            os.umask(mask)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return Ended(status, *capfd.readouterr(), 0.0)
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    return call
+
+
+def error(ended: Ended, status: int = 2) -> str:
+    """The one `error:` line a command ended with."""
+    assert ended.status == status, ended
+    assert ended.err.count("\n") == 1 and ended.err.startswith("error: "), ended.err
+    return ended.err.removeprefix("error: ").rstrip()
 
 
 @pytest.fixture

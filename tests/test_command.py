@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,40 +15,10 @@ import numpy as np
 import pytest
 
 from flows.cli import main
-from tests.conftest import DIGITS, LAYER, PLAIN, Command, Ended, contents, tree, until
+from tests.conftest import DIGITS, LAYER, Command, Ended, Say, contents, error, tree, until
 
 COMMANDS = ("run", "check", "ingest", "verify", "data", "evaluate", "sample", "encode", "sync", "ui", "deploy")
 FEW = "  classify: {on: layer1, finetune: {labels: [10], seeds: 2, epochs: 1}}\n"
-Say = Callable[..., Ended]
-
-
-@pytest.fixture
-def say(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """The command within this process: no seconds of imports."""
-
-    def call(*arguments: object) -> Ended:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        mask = os.umask(0o022)
-        capfd.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        finally:
-            os.umask(mask)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        return Ended(status, *capfd.readouterr(), 0.0)
-
-    monkeypatch.chdir(tmp_path)
-    for name, value in PLAIN.items():
-        monkeypatch.setenv(name, value)
-    return call
-
-
-def error(ended: Ended, status: int = 2) -> str:
-    """The one `error:` line a command ended with."""
-    assert ended.status == status, ended
-    assert ended.err.count("\n") == 1 and ended.err.startswith("error: "), ended.err
-    return ended.err.removeprefix("error: ").rstrip()
 
 
 # --- the recipe, the command line or the data are wrong: status 2, one line, no trace ---
@@ -114,8 +83,8 @@ def test_wrong_input_is_one_line_and_leaves_no_trace(
         (["run", "missing.yaml"], "recipe missing.yaml: No such file or directory"),
         (["run", "r.yaml", "--uot", "x"], "unrecognized arguments: --uot"),
         (["check", "."], "Is a directory"),
-        (["ingest", "idx", "--out", "s"], "path: Field required"),
-        (["ingest", "mnist", "--out", "s"], "'mnist' found using 'kind' does not match any of the expected"),
+        (["ingest", "idx", "--out", "s"], "path is missing"),
+        (["ingest", "mnist", "--out", "s"], "unknown kind 'mnist'; expected one of digits, idx"),
         (["ingest", "digits", "size=3", "--out", "s"], "unknown key 'size'"),
         (["ingest", "digits", "--out", "s", "--shard-size", "0"], "--shard-size 0: expected at least 1"),
         (["verify", "missing"], "missing"),
