@@ -81,14 +81,15 @@ def head(source: str, shard_size: int) -> str:
 def test_the_same_bytes_whatever_was_killed_and_one_server(
     strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
 ) -> None:
-    """Killed, then stopped, through a configured server; then finished through one of the run's own."""
+    """Killed, then, on a cluster of its own, stopped; then finished, through another server than before."""
     values = np.random.default_rng(0).integers(0, 255, (24_000, 784), dtype=np.uint8)
     np.save(tmp_path / "raw.npy", values)
     path = recipe(LAYER, head("{kind: arrays, path: raw.npy}", 500))
-    command = ("run", path, f"data.cluster={dask.address}", "evaluate=null", "--out", "out")
+    command = ("run", path, "data.workers=2", "evaluate=null", "--out", "out")
+    there, own = f"data.cluster={dask.address}", "data.cluster=local"
     configured = {"MLFLOW_TRACKING_URI": NOBODY, "PREFECT_API_URL": prefect}
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = strata.start(*command, environment=configured)
+    for number, where in ((signal.SIGKILL, there), (signal.SIGTERM, own)):
+        process = strata.start(*command, where, environment=configured)
         _await_more(tmp_path, process)
         process.send_signal(number)
         said = process.communicate(timeout=60)
@@ -98,7 +99,7 @@ def test_the_same_bytes_whatever_was_killed_and_one_server(
         assert _shards(tmp_path) < 48 and not list(tmp_path.glob("out/shards/*/manifest.json"))
     assert said[1].count("\n") == 1 and not list(tmp_path.glob("out/shards/.*.request.json"))
 
-    process = strata.start(*command, environment={"MLFLOW_TRACKING_URI": NOBODY})
+    process = strata.start(*command, there, environment={"MLFLOW_TRACKING_URI": NOBODY})
     found: dict[int, str] = {}
     while process.poll() is None:
         found |= {number: line for number, line in (strata.alive() | dask.all.alive()).items() if _is_server(line)}
@@ -139,9 +140,8 @@ def _rows(database: Path, query: str) -> list[str]:
         return [row[0] for row in connection.execute(query)]
 
 
-@pytest.mark.parametrize("where", ["tcp", "local"])
 def test_a_bad_sample_is_one_line(
-    where: str, strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
+    strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
 ) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(30):
@@ -150,8 +150,7 @@ def test_a_bad_sample_is_one_line(
     (tmp_path / "pictures" / "17.png").write_bytes(whole[: len(whole) // 2])
     path = recipe(LAYER, head("{kind: images, path: pictures}", 5))
     here = {"MLFLOW_TRACKING_URI": NOBODY, "PREFECT_API_URL": prefect}
-    address = dask.address if where == "tcp" else "local"
-    ended = strata("run", path, f"data.cluster={address}", "data.workers=2", "evaluate=null", environment=here)
+    ended = strata("run", path, f"data.cluster={dask.address}", "evaluate=null", environment=here)
     assert ended.status == 2 and ended.err.startswith("error: pictures/17.png: ") and ended.err.count("\n") == 1, ended
     assert "2 Dask workers" in ended.out
     strata.await_quiet(5)
