@@ -10,6 +10,7 @@ from typing import Any
 
 from conf import Recipe
 from conf.errors import InputError, show
+from data.remote import is_remote
 from flows import servers
 from flows.preparing import prepare
 
@@ -22,9 +23,9 @@ def _anywhere(recipe: Recipe) -> Recipe:
     for origin in [tree.get("data"), *tree.get("datasets", {}).values()]:
         for place, field in (("source", "path"), ("source", "labels")):
             inside = (origin or {}).get(place) or {}
-            if inside.get(field) and Path(inside[field]).exists():
+            if inside.get(field) and not is_remote(inside[field]) and Path(inside[field]).exists():
                 inside[field] = str(Path(inside[field]).absolute())
-        if origin and origin.get("shards"):
+        if origin and origin.get("shards") and not is_remote(origin["shards"]):
             origin["shards"] = str(Path(origin["shards"]).absolute())
     return Recipe.model_validate(tree)
 

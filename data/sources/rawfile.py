@@ -58,7 +58,8 @@ class RawFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise InputError(f"{self.where}: not a regular file")
+            found = "is a directory, " if stat.S_ISDIR(status.st_mode) else ""
+            raise InputError(f"{self.where}: {found}not a regular file; expected one that can be read")
         file = os.fdopen(descriptor, "rb")
         if self._stamp is None:
             self._stamp = _stamp(status)
