@@ -58,7 +58,7 @@ class RawFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            raise InputError(f"{self.where}: not a regular file")
+            raise InputError(f"{self.where}: not a regular file; expected the path of one")
         file = os.fdopen(descriptor, "rb")
         if self._stamp is None:
             self._stamp = _stamp(status)
