@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data.manifest import Manifest
+from data.shard_cache import at_hand
 from data.shards import Reader
 
 MAX_SAMPLES = 10_000  # read for histograms
@@ -188,7 +189,9 @@ class Contents:
         edges = np.array(steps[start:])
         counts = np.zeros(len(edges) - 1, np.int64)
         for shard in manifest.shards:
-            counts += np.histogram(manifest.index(shard)["length"].astype(np.int64), edges)[0]
+            with at_hand(manifest, shard):
+                lengths = manifest.index(shard)["length"].astype(np.int64)
+            counts += np.histogram(lengths, edges)[0]
         return Histogram(counts, edges)
 
     @cached_property

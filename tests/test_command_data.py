@@ -152,7 +152,7 @@ def test_names_of_classes_and_files_cannot_steer_a_terminal(say: Say, place: Pat
         (["ingest", "arrays", "missing.npy", "--out", "o"], 2, "missing.npy: no such file or directory"),
         (["ingest", "arrays", "nowhere", "--out", "o"], 2, "nowhere: no such file or directory"),
         (["ingest", "arrays", "n" * 300, "--out", "o"], 2, "file name too long; expected a readable file or folder"),
-        (["ingest", "arrays", "empty", "--out", "o"], 2, "empty: is a directory"),
+        (["ingest", "arrays", "empty", "--out", "o"], 2, "empty: not a regular file; expected the path of one"),
         (["ingest", "arrays", "file", "--out", "o"], 2, "file: expected a .npy"),
         (["ingest", "arrays", "objects.npy", "--out", "o"], 2, "objects.npy: expected a .npy"),
         (

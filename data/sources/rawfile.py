@@ -58,8 +58,7 @@ class RawFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-            found = "is a directory, " if stat.S_ISDIR(status.st_mode) else ""
-            raise InputError(f"{self.where}: {found}not a regular file; expected one that can be read")
+            raise InputError(f"{self.where}: not a regular file; expected the path of one")
         file = os.fdopen(descriptor, "rb")
         if self._stamp is None:
             self._stamp = _stamp(status)
