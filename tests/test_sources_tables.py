@@ -406,6 +406,8 @@ def test_a_parquet_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert path.stat().st_size < 1 << 20
     assert "no data but a bomb" in refused(table(path, text="t"))
     monkeypatch.setattr(columns_module.Parquet, "_require_no_bomb", lambda *_: None)
+    assert "in texts; no table but a bomb" in refused(table(path, text="t"))
+    monkeypatch.setattr(tables, "FREE_BYTES", 1 << 30)
     assert table(path, text="t").describe().high == 40 << 20
     monkeypatch.setattr(cells, "MAX_TEXT", 1 << 20)
     assert "row 0, column 't': expected at most 1 MiB, found 41943040 bytes" in refused(table(path, text="t"))
