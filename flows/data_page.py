@@ -161,7 +161,7 @@ def _examples(contents: Contents, set_name: str, label: int) -> str:
     if not len(rows):
         return "–"
     strip = pictures.grid(pictures.gray(contents.pictures(rows)), NUM_EXAMPLES)
-    return image(strip, f"samples of class {contents.class_name(label)}")
+    return image(strip, f"samples of class {show(contents.class_name(label))}")
 
 
 def duplicates(contents: Contents) -> str:
@@ -202,7 +202,7 @@ def features(contents: Contents) -> str:
     rows = []
     for each in contents.features:
         numbers = [_number(value) for value in (each.mean, each.std, each.low, each.high)]
-        line = pictures.sparkline(each.histogram.shares.tolist(), f"histogram of {each.name}")
+        line = pictures.sparkline(each.histogram.shares.tolist(), f"histogram of {show(each.name)}")
         rows.append(("", [f"<b>{text(show(each.name))}</b>", *numbers, line]))
     total = contents.manifest.num_values
     which = "Every value of a sample" if len(rows) == total else f"The {len(rows)} of {total:,} values that vary most"
