@@ -15,9 +15,22 @@ from pathlib import Path
 import pytest
 
 from conf.errors import Damaged, InputError
-from tests.attacks import ATTACKS, Attack, archives, bombs, commands, damage, manifests, pickles, terminal, values
+from tests.attacks import (
+    ATTACKS,
+    Attack,
+    archives,
+    bombs,
+    commands,
+    damage,
+    manifests,
+    pickles,
+    terminal,
+    trees,
+    values,
+)
+from tests.attacks.files import forget_peak, peak_memory
 
-FAMILIES = (archives, bombs, commands, damage, manifests, pickles, terminal, values)
+FAMILIES = (archives, bombs, commands, damage, manifests, pickles, terminal, trees, values)
 MOST_SECONDS = 2.0
 MOST_MEMORY = 256 << 20  # bytes of growth while an attack is refused
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
@@ -41,8 +54,8 @@ sys.addaudithook(_watch)
 def watched() -> Iterator[None]:
     """Nobody may start a process or connect to anything meanwhile, nor take much time or memory."""
     started: list[str] = []
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, began = _peak(), time.monotonic()
+    forget_peak()
+    before, began = peak_memory(), time.monotonic()
     _watching.append(started)
     try:
         yield
@@ -50,13 +63,7 @@ def watched() -> Iterator[None]:
         _watching.pop()
     assert not started
     assert time.monotonic() - began < MOST_SECONDS
-    assert _peak() - before < MOST_MEMORY
-
-
-def _peak() -> int:
-    """Bytes of resident memory at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    assert peak_memory() - before < MOST_MEMORY
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -81,14 +81,6 @@ def test_content_is_synced_before_the_rename_and_the_folder_after_it(
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_a_link_planted_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(victim)
-    durable.write_bytes(tmp_path / "file", b"content")
-    assert victim.read_bytes() == b"precious"
-
-
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     holder = start(HOLDER, path)

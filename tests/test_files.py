@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tarfile
 import time
 from collections.abc import Callable
@@ -183,6 +184,33 @@ def test_a_message_keeps_the_ends_of_long_paths(tmp_path: Path) -> None:
     assert where.endswith("xxx/photos/cat/1.png") and len(where) == 120
     where = open_tree(str(tmp_path / "photos.zip")).where("y" * 1000 + ".png")
     assert "/photos.zip/…" in where and where.endswith("y.png") and len(where) == 120
+
+
+def test_bytes_that_are_no_utf8_in_names(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes([(member("aXb"), b"x")]).replace(b"aXb", b"a\xffb"))
+    assert "damaged" in refused(tmp_path / "a.tar")  # the header's checksum
+    info = member("a\udcffb")
+    whole = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(whole)
+    assert "not UTF-8" in refused(tmp_path / "a.tar")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / os.fsdecode(b"a\xff")).write_bytes(b"x")
+    assert "not UTF-8" in refused(tmp_path / "folder")
+
+
+def test_zip_members_that_cannot_be_read(tmp_path: Path) -> None:
+    whole = zip_bytes([("a", b"x")])
+    for offset, value, complaint in ((8, 1, "encrypted"), (10, 14, "method 14"), (10, 99, "method 99")):
+        place = whole.index(b"PK\x01\x02") + offset
+        (tmp_path / "a.zip").write_bytes(whole[:place] + struct.pack("<H", value) + whole[place + 2 :])
+        assert complaint in refused(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_file_that_is_too_large(tmp_path: Path, kind: str) -> None:
+    tree = open_tree(str(packed(tmp_path, kind, {"a": bytes(range(256)) * 8192})))
+    with pytest.raises(InputError, match="2097152 bytes; expected at most 1 MiB"):
+        tree.read(tree.entries()[0], LIMIT)
 
 
 # --- files that change ---------------------------------------------------------------------------------------------

@@ -181,8 +181,6 @@ def test_no_manifest_and_wrong_ones(copy: Path, tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "expected format 2, found 1" in written({"format": 1})
-    for name in ("../evil", "/etc/passwd", "a b", "pipe:x", "", "..", ".lock", "a/b", "x\n"):
-        assert "file name" in written({"files": value["files"] | {name: [1, "0"]}}), name
     assert "wrong fields" in written({"sets": 3})
     assert "wrong fields" in written({"unknown": 3})
     (copy / "manifest.json").write_bytes(b"[]")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +114,6 @@ def test_byte_order_and_memory_order_do_not_change_the_content(tmp_path: Path) -
     assert len(contents) == 1
 
 
-@pytest.mark.parametrize(("bad", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (1e39, "1e+39")])
-def test_values_that_are_no_finite_numbers(tmp_path: Path, bad: float, shown: str) -> None:
-    values = RANDOM.random((50, 4, 2))
-    values[33, 1, 1] = bad
-    np.save(tmp_path / "x.npy", values)
-    assert f"value 3 of sample 33 is {shown}" in refused(arrays(tmp_path / "x.npy"))
-
-
 def test_float16_and_denormals_are_fine(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[6e-8, 65504.0], [0.0, 1.0]], np.float16))
     assert arrays(tmp_path / "x.npy").describe().high == 65504.0
@@ -148,35 +136,6 @@ def test_arrays_that_are_no_samples(tmp_path: Path) -> None:
     assert "image_shape" in refused(arrays(tmp_path / "x.npy", image_shape=[2, 4]))
     np.savez(tmp_path / "ragged.npz", x=np.ones((5, 6)), x_test=np.zeros((5, 7)))
     assert "one shape and dtype" in refused(arrays(tmp_path / "ragged.npz"))
-
-
-class Marker:
-    """Unpickling it leaves a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_pickles_are_refused(tmp_path: Path, suffix: str) -> None:
-    payload, marker = np.array([[Marker(tmp_path / "executed")]], object), tmp_path / "executed"
-    file = tmp_path / f"x.{suffix}"
-    if suffix == "npy":
-        np.save(file, payload)
-    else:
-        np.savez(file, x=payload)
-    assert "Python objects" in refused(arrays(file)) and not marker.exists()
-    np.load(file, allow_pickle=True)[()] if suffix == "npy" else np.load(file, allow_pickle=True)["x"]
-    assert marker.exists(), "the payload was harmless, so the test shows nothing"
-
-
-def test_a_bare_pickle_is_no_array(tmp_path: Path) -> None:
-    (tmp_path / "x.npy").write_bytes(pickle.dumps(Marker(tmp_path / "executed")))
-    assert "expected a .npy or .npz file" in refused(arrays(tmp_path / "x.npy"))
-    assert not (tmp_path / "executed").exists()
 
 
 def test_arrays_cut_or_changed(tmp_path: Path) -> None:
@@ -205,16 +164,6 @@ def test_a_flipped_bit_in_an_npz_is_found(tmp_path: Path, save: Any) -> None:
         with contextlib.suppress(InputError):
             undetected += arrays(tmp_path / "x.npz").describe().content != content  # equal: an unused bit
     assert undetected == 0
-
-
-def test_arrays_that_lie_about_their_size(tmp_path: Path) -> None:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 8)})
-    (tmp_path / "x.npy").write_bytes(header.getvalue() + bytes(1000))
-    assert "need 8796093022336 bytes" in refused(arrays(tmp_path / "x.npy"))
-    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
-        archive.writestr("x.npy", header.getvalue() + bytes(1000))
-    assert "need 8796093022336 bytes" in refused(arrays(tmp_path / "x.npz"))
 
 
 def test_real_binary_npz() -> None:

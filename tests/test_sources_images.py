@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 from PIL import Image
 
 import conf
-import data.sources.pictures
 from conf.errors import InputError
 from data.ingest import ingest
 from data.shards import Reader
@@ -106,41 +103,11 @@ def test_images_that_are_none(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_an_image_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(tmp_path / "a.png", gray())
-    content = (tmp_path / "a.png").read_bytes()
-    bombs = []
-    for width, height in ((10_000, 10_000), (60_000, 60_000)):
-        chunk = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
-        bomb = content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
-        (tmp_path / "a.png").write_bytes(bomb)
-        bombs.append(bomb)
-        assert "Mi pixels" in refused(images(tmp_path))
-    (tmp_path / "a.png").write_bytes(bombs[0])
-    monkeypatch.setattr(data.sources.pictures, "MAX_PIXELS", 1 << 40)
-    assert images(tmp_path).describe().sets == {"train": 1}  # without the limit it would be decoded
-
-
-def test_links_and_devices_in_a_tree(tmp_path: Path) -> None:
-    root, outside = tmp_path / "tree", tmp_path / "secret.png"
+def test_links_in_a_tree(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
     picture(root / "cat" / "a.png", gray())
-    picture(outside, gray())
     (root / "cat" / "alias.png").symlink_to("a.png")
     assert images(root).describe().sets == {"train": 2}
-
-    def refused_with(create: Any) -> str:
-        create()
-        message = refused(images(root))
-        (root / "odd.png").unlink()
-        return message
-
-    assert "a link out of the tree" in refused_with(lambda: (root / "odd.png").symlink_to(outside))
-    assert "or to a folder" in refused_with(lambda: (root / "odd.png").symlink_to(root / "cat"))
-    assert "odd.png" in refused_with(lambda: (root / "odd.png").symlink_to("odd.png"))
-    assert "no such file" in refused_with(lambda: (root / "odd.png").symlink_to("gone.png"))
-    assert "neither a file nor a folder" in refused_with(lambda: os.mkfifo(root / "odd.png"))
-    (root / "n\x1b]0;\nasty.png").write_bytes(b"no picture")
-    assert "\\x1b" in refused(images(root))
 
 
 def test_an_undecodable_image_ends_ingest_and_keeps_finished_shards(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ NUMBER_BYTES = 8 << 20  # of a Parquet batch of numbers
 TEXT_ROWS = 512  # of a Parquet batch of texts, or fewer if they are long
 MAX_RATIO = 200  # unpacked / packed bytes of a column in a row group, from FREE_BYTES on
 FREE_BYTES = 64 << 20
+MAX_COLUMNS = 1 << 16  # pyarrow takes 9 KB for each, so a header of a few megabytes would take all memory
 Batch = tuple[int, "list[pa.Array]"]  # its first row, the columns
 
 
@@ -33,6 +34,10 @@ class Columns(ABC):
     def __init__(self, file: RawFile) -> None:
         self.file, self.where = file, file.where
         self.names = self._names()
+        if len(self.names) > MAX_COLUMNS:
+            raise InputError(
+                f"{self.where}: {len(self.names)} columns; expected at most {MAX_COLUMNS}; save them as rows of a .npy"
+            )
         twice = next((name for name, times in Counter(self.names).items() if times > 1), None)
         if twice is not None:
             raise InputError(f"{self.where}: two columns are called {show(repr(twice))}; rename one")

@@ -28,10 +28,12 @@ from data.sources import arrays, audio, columns, delimited, fields, idx, matlab,
 from tests.attacks import Halves, attack
 from tests.attacks.files import (
     MAT_HEAD,
+    forget_peak,
     frames,
     lying_npy,
     mat_array,
     mat_element,
+    peak_memory,
     picture,
     png_with,
     samples,
@@ -101,6 +103,18 @@ def an_idx_header_that_lies(folder: Path, patch: pytest.MonkeyPatch) -> Halves:
     yield "times its compressed size", lambda: samples("idx", folder)
     patch.setattr(idx, "MAX_RATIO", 1 << 40)
     yield peak(lambda: samples("idx", folder)) >= 1 << 25
+
+
+@attack()
+def a_table_of_very_many_columns(folder: Path, patch: pytest.MonkeyPatch) -> Halves:
+    path = folder / "a.csv"
+    path.write_text(",".join(f"{column:x}" for column in range(70_000)) + "\n" + ",".join("01" * 35_000) + "\n")
+    yield "70000 columns; expected at most 65536", lambda: samples("table", path)
+    path.write_text(",".join(f"{column:x}" for column in range(15_000)) + "\n" + ",".join("01" * 7_500) + "\n")
+    forget_peak()
+    before = peak_memory()
+    samples("table", path)
+    yield peak_memory() - before > 500 * path.stat().st_size  # as it goes on without the limit
 
 
 @attack("values", "dictionary")

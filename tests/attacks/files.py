@@ -123,6 +123,17 @@ def succeeds(use: Callable[[], object], *errors: type[Exception]) -> bool:
     return not errors
 
 
+def forget_peak() -> None:
+    """Peaks begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Bytes of resident memory at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
 # --- what attackers send -------------------------------------------------------------------------------------------
 
 
