@@ -30,6 +30,7 @@ from data.workers import made_by_processes
 WRITTEN = re.compile(rf"({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)")
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # durable.writing's temporary files, after a kill
 SHARDS_PER_WORKER = 2  # fewer are not worth a process's start
+MOST_PER_CORE = 8  # workers: what waits for a network gains by several, more only fill memory
 Progress = Callable[[int, int], None]
 Makers = Callable[[dict[str, Any], Sequence[int], Callable[[int], None]], Iterator[dict[str, Any]]]
 
@@ -45,7 +46,7 @@ def ingest(
 ) -> Manifest:
     """Writes the source's samples and labels as shards of `shard_size` samples; returns the committed manifest.
 
-    `workers`: processes side by side, None for one a core; `makers` makes the shards instead (a cluster): it is given
+    `workers`: processes side by side, at most 8 a core, None for one; `makers` makes the shards instead (a cluster): it is given
     a request for ShardWriter.from_request and shard numbers, and yields the answers in any order. `progress(done,
     total)` counts samples. Errors: InputError (the raw data; nothing or only finished shards are left), Busy (another
     process ingests into this folder), OutputError (disk full, not writable; run again to go on).
@@ -150,7 +151,7 @@ class _Task:
 
     def _answers(self, workers: int, makers: Makers | None) -> Iterator[dict[str, Any]]:
         numbers = range(len(self.shards))
-        workers = min(workers, len(numbers) // SHARDS_PER_WORKER)
+        workers = min(workers, len(numbers) // SHARDS_PER_WORKER, MOST_PER_CORE * (os.cpu_count() or 1))
         if makers is None and workers <= 1:
             writer = ShardWriter(self.source, self.folder, self.shard_size, self.recorded)
             return (writer.make(number, self._count) for number in numbers)
