@@ -37,6 +37,7 @@ _STAMPS = (  # in lower case, the most telling first
     *("etag", "generation", "content-md5", "md5hash"),
     *("last-modified", "lastmodified", "last_modified", "updated", "mtime", "modified", "created"),
 )
+_GONE = (404, 410)  # http
 _FAILURES = (  # of the backends, where they are no OSError; a backend that is not loaded cannot raise
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -207,8 +208,12 @@ class Remote:
             yield
         except ImportError as error:
             raise InputError(f"{where}: needs a package that is not installed ({show(error)})") from None
-        except FileNotFoundError:
-            raise InputError(f"{where}: no such file or folder; expected a readable file or folder") from None
+        except FileNotFoundError as error:
+            why = error.__cause__ if self.scheme.startswith("http") else None  # of all that can go wrong there, fsspec
+            found = "no such file or folder"  # says it is no file; the cause says what
+            if why is not None and not isinstance(why, FileNotFoundError) and getattr(why, "status", 0) not in _GONE:
+                found = f"cannot be read ({show(why) or type(why).__name__})"
+            raise InputError(f"{where}: {found}; expected a readable file or folder") from None
         except _failures() as error:
             reason = show(error) or type(error).__name__
             raise InputError(f"{where}: cannot be read ({reason}); expected a readable file or folder") from None
