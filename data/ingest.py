@@ -48,8 +48,8 @@ def ingest(
 
     `workers`: processes side by side, at most 8 a core, None for one; `makers` makes the shards instead (a cluster): it
     is given a request for ShardWriter.from_request and shard numbers, and yields the answers in any order.
-    `progress(done, total)` counts samples. Errors: InputError (the raw data; nothing or only finished shards are left), Busy (another
-    process ingests into this folder), OutputError (disk full, not writable; run again to go on).
+    `progress(done, total)` counts samples. Errors: InputError (the raw data; nothing or only finished shards are left),
+    Busy (another process ingests into this folder), OutputError (disk full, not writable; run again to go on).
     """
     task = _Task(source, Path(folder), shard_size, progress or (lambda done, total: None))
     try:
