@@ -79,6 +79,20 @@ def build(spec: Mapping[str, Any]) -> Fitted:
     return _construct(complete(spec))
 
 
+def made_of_stack(kind: str) -> bool:
+    """Whether models of this kind are put together from a finished stack: their constructor takes one."""
+    return "stack" in _parameters(MODELS[kind])
+
+
+def build_on(stack: Fitted, spec: Mapping[str, Any]) -> Fitted:
+    """The model a spec without its stack describes, made of this very stack: as `build`, but for the stack's weights.
+
+    Errors: as `build`.
+    """
+    completed = complete({**spec, "arguments": spec["arguments"] | {"stack": spec_of(stack)}})
+    return _construct(completed, stack=stack)
+
+
 def spec_of(model: Fitted) -> Spec:
     """The completed spec of a model, read from the constructor arguments it stores under their own names.
 
@@ -130,9 +144,12 @@ def _complete(spec: Any, path: str) -> Spec:
     return {"kind": kind, "arguments": arguments}
 
 
-def _construct(spec: Spec) -> Fitted:
+def _construct(spec: Spec, **given: Fitted) -> Fitted:
+    """`given`: models that take the place of those the spec would have built."""
     kind = spec["kind"]
-    arguments = {name: _constructed(value) for name, value in spec["arguments"].items()}
+    arguments = {
+        name: given[name] if name in given else _constructed(value) for name, value in spec["arguments"].items()
+    }
     try:
         model = MODELS[kind](**arguments)
     except ValueError as error:

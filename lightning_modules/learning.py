@@ -31,18 +31,16 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     seed_torch(job.seed, "init")
     steps, exact = 0, True
     facts: dict[str, float] = {}
-    if below is not None and issubclass(registry.MODELS[job.spec["kind"]], ComposedModel):
-        spec = {**job.spec, "arguments": job.spec["arguments"] | {"stack": registry.spec_of(below)}}
-        model = registry.build(spec)
-        model.stack.load_state_dict(below.state_dict())  # type: ignore[union-attr, operator]
+    if below is not None and registry.made_of_stack(job.spec["kind"]):
+        model, below = registry.build_on(below, job.spec), None
     else:
         model = registry.build(job.spec)
-        if isinstance(model, StreamingModel):
-            steps, facts = fit_in_one_pass(job, model, below, tell)
-        else:
-            module = _fit(job, model, below, tell)
-            steps, exact = module.total_steps, module.exact
-    final = Stack(layers=[*(below or []), model]) if isinstance(model, Layer) else model  # type: ignore[list-item]
+    if isinstance(model, StreamingModel):
+        steps, facts = fit_in_one_pass(job, model, below, tell)
+    elif not isinstance(model, ComposedModel):
+        module = _fit(job, model, below, tell)
+        steps, exact = module.total_steps, module.exact
+    final = Stack(layers=[*(below or []), model]) if isinstance(model, Layer) else model
     rows, _ = read_journal(folder / "journal.jsonl")
     metrics = {name: value for row in rows for name, value in row["metrics"].items() if name != "train/learning_rate"}
     metrics |= {f"train/{name}": value for name, value in facts.items()}

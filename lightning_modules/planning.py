@@ -52,7 +52,8 @@ def plan(job: PlanJob) -> Plan:
         model, found = _plan_model(recipe, name, stage, description, below)
         stages.append(found)
         if isinstance(model, Layer):
-            stacks[name] = Stack(layers=[*(below or []), model])
+            under = [] if below is None or registry.made_of_stack(found.kind) else below
+            stacks[name] = Stack(layers=[*under, model])
     return Plan(stages=stages)
 
 
@@ -93,8 +94,8 @@ def _plan_model(
     kind, arguments = stage.model.kind, stage.model.arguments
     width = below.num_hidden if below else _product(description.shape)
     takes = _signature(name, kind)
-    composed = "stack" in takes
-    if composed:
+    made_of_stack = registry.made_of_stack(kind)
+    if made_of_stack:
         if below is None:
             raise InputError(f"stage {name}: a {kind} is made of a stack; say which one, `on: STAGE`")
         spec: dict[str, Any] = {"kind": kind, "arguments": arguments | {"stack": registry.spec_of(below)}}
@@ -107,13 +108,14 @@ def _plan_model(
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
     spec = registry.spec_of(model)  # type: ignore[arg-type]
-    if model.num_visible != (below.num_visible if composed and below else width):
+    if model.num_visible != (below.num_visible if made_of_stack and below else width):
         raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")
-    if below is not None and not composed:
+    if below is not None and not made_of_stack:
         _check_stands_on(name, stage, kind, model, below)
     settings = recipe.stages[name].train
-    if not composed:
-        _check_range(name, kind, model, stage, description, below)
+    if not isinstance(model, ComposedModel):
+        if not made_of_stack:
+            _check_range(name, kind, model, stage, description, below)
         if settings.binarize == "sample" and not _within(_range(description), (0.0, 1.0)):
             raise InputError(f"stage {name}: train.binarize needs data in [0, 1], found {_text(_range(description))}")
     if isinstance(model, StreamingModel) and description.sizes["train"] < model.least_samples:
@@ -129,16 +131,12 @@ def _plan_model(
     steps = settings.epochs * -(-samples // min(settings.batch_size, samples))
     if isinstance(model, StreamingModel):
         steps = num_batches(samples, model, below)
-    if composed:
-        spec = {"kind": kind, "arguments": {k: v for k, v in spec["arguments"].items() if k != "stack"}}
     return model, StagePlan(
         name=name,
         flow=_flow(model),
         kind=kind,
-        spec=spec,
-        revision=registry.revision({"kind": kind, "arguments": arguments | {"stack": registry.spec_of(below)}})
-        if composed and below
-        else registry.revision(spec),
+        spec={"kind": kind, "arguments": {k: v for k, v in spec["arguments"].items() if k != "stack"}},
+        revision=registry.revision(spec),
         shape=_shape(model),
         parameters=sum(p.numel() for p in model.parameters()),
         samples=samples if fitted else 0,
