@@ -7,6 +7,7 @@ every model is built on the meta device, so a plan costs no memory. Errors: Inpu
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def plan(job: PlanJob) -> Plan:
         model, found = _plan_model(recipe, name, stage, description, below)
         stages.append(found)
         if isinstance(model, Layer):
-            under = [] if below is None or registry.made_of_stack(found.kind) else below
+            under: Iterable[Layer] = [] if below is None or registry.made_of_stack(found.kind) else below
             stacks[name] = Stack(layers=[*under, model])
     return Plan(stages=stages)
 
