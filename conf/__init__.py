@@ -111,6 +111,7 @@ class ImagesSource(Pictures):
 
     kind: Literal["images"]
     path: Address
+    fit: Literal["stretch", "crop"] = "stretch"  # crop: the largest centred part of `size`'s proportions is resized
 
 
 class TableSource(Pictures, Words):
@@ -181,6 +182,15 @@ class AudioSource(Strict):
     hop_ms: Positive = 10.0
 
 
+class PatchesSource(Strict):
+    """Patches of the pictures of another source, at places drawn by each picture's key."""
+
+    kind: Literal["patches"]
+    of: Annotated[DigitsSource | IdxSource | ArraysSource | ImagesSource, Field(discriminator="kind")]
+    size: list[Count] = Field([16, 16], min_length=2, max_length=2)  # height, width in pixels
+    per_picture: Count = 100
+
+
 Source = Annotated[
     DigitsSource
     | IdxSource
@@ -190,7 +200,8 @@ Source = Annotated[
     | TextSource
     | CountsSource
     | WebDatasetSource
-    | AudioSource,
+    | AudioSource
+    | PatchesSource,
     Field(discriminator="kind"),
 ]
 

@@ -54,7 +54,8 @@ def divide(
 
     A set the source has is taken as it is. Otherwise a sample of the source's train set belongs to test with
     probability `split.test`, and one that does not, to validation with probability `split.validation`, by hashes of its
-    key; the parts' sizes are therefore only about right. Of samples with the same content, if `split.duplicates` is
+    key; the parts' sizes are therefore only about right. Samples `KEY#0`, `KEY#1` … are parts of one thing and stay
+    together. Of samples with the same content, if `split.duplicates` is
     "drop", only one stays: in test, else in validation, else in train, there the first; a raw source does not know
     them yet. Errors: Damaged (a list of keys, the list of duplicates).
     """
@@ -118,9 +119,15 @@ def _below(keys: list[str], purpose: str, share: float) -> np.ndarray:
     begun, digests = hashlib.sha256(f"{purpose}\0".encode()), []
     for key in keys:  # 0.4 µs each: a copy of what is begun costs half of a new hash
         own = begun.copy()
-        own.update(key.encode())
+        own.update((_whole(key) if "#" in key else key).encode())
         digests.append(own.digest())
     return np.frombuffer(b"".join(digests), ">u8")[::4] < int(share * 2**64)
+
+
+def _whole(key: str) -> str:
+    """The key of what a sample is a part of: `KEY` of `KEY#7`; else it would be tested on what it was trained on."""
+    whole, _, part = key.rpartition("#")
+    return whole if part.isdecimal() and whole else key
 
 
 def draw_first(count: int, number: int, purpose: str, *numbers: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conf import Source
+from conf import PatchesSource, Source
 from conf.errors import InputError, OutputError, show
 from data.manifest import NAME, PLAN
 from data.remote import is_remote, local_path
@@ -46,6 +46,8 @@ def refuse_foreign(out: Path) -> None:
 
 def require_readable(source: Source, out: Path | None) -> None:
     """Refuses raw data that are not there, and an output inside the folder that is read. Errors: InputError."""
+    if isinstance(source, PatchesSource):
+        return require_readable(source.of, out)
     path = getattr(source, "path", None)
     if path is None or is_remote(path):
         return

@@ -89,7 +89,13 @@ def matlab(folder: Path) -> RawSource:
     return open_source(conf.ArraysSource(kind="arrays", path=str(folder / "a.mat")))
 
 
-MAKERS = [csv, csv_texts, csv_words, csv_pictures, parquet_numbers, counts, foreign, matlab]
+def patches(folder: Path) -> RawSource:
+    np.save(folder / "pictures.npy", RANDOM.normal(size=(5, 3, 8, 7)))
+    of = conf.ArraysSource(kind="arrays", path=str(folder / "pictures.npy"))
+    return open_source(conf.PatchesSource(kind="patches", of=of, size=[4, 4], per_picture=9))
+
+
+MAKERS = [csv, csv_texts, csv_words, csv_pictures, parquet_numbers, counts, foreign, matlab, patches]
 Maker = Callable[[Path], RawSource]
 
 
@@ -102,7 +108,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, make: Maker) -> Non
     assert verify(alone.folder) == []
 
 
-@pytest.mark.parametrize("make", [make for make in MAKERS if make is not csv_pictures])
+@pytest.mark.parametrize("make", [make for make in MAKERS if make not in (csv_pictures, patches)])
 def test_the_same_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Maker) -> None:
     monkeypatch.setenv("STRATA_CACHE", str(tmp_path / "cache"))
     local = make(tmp_path)

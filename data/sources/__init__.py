@@ -86,7 +86,8 @@ class RawSource(ABC):
     def keys(self, set_name: str) -> Iterator[str]:
         """The source key of every sample of a set, in order, without reading samples again. Errors: InputError.
 
-        A key is a path relative to the source or a row number, unique in its set.
+        A key is a path relative to the source or a row number, unique in its set. Parts of one thing (patches of a
+        picture, windows of a recording) are `KEY#0`, `KEY#1` …, which data.splits keeps together.
         """
 
     @abstractmethod
@@ -212,6 +213,7 @@ _KINDS = {  # imported only when asked for: a kind may need a large library
     "counts": ("counts", "Counts"),
     "webdataset": ("foreign", "Foreign"),
     "audio": ("audio", "Audio"),
+    "patches": ("patches", "Patches"),
 }
 
 

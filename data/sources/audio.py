@@ -29,6 +29,8 @@ MAX_SAMPLES = MAX_BYTES // 2  # of it at the recipe's rate: a header may say tha
 class Audio(RawSource):
     """Samples (frames, mels) float32, nats."""
 
+    revision = 2  # a recording's windows are no longer divided between sets
+
     def __init__(self, source: conf.AudioSource) -> None:
         super().__init__(source)
         self.tree = open_tree(source.path)

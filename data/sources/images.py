@@ -31,7 +31,7 @@ class Images(RawSource):
         self.size, self.channels = (source.size[0], source.size[1]), source.channels
 
     def fingerprint(self) -> str:
-        return durable.digest_value([self.tree.fingerprint(_is_picture), self.size, self.channels])
+        return durable.digest_value([self.tree.fingerprint(_is_picture), self.size, self.channels, self.source.fit])
 
     def keys(self, set_name: str) -> Iterator[str]:
         return (entry.path for entry, _ in self._pictures[set_name])
@@ -43,7 +43,8 @@ class Images(RawSource):
         pictures = self._pictures[set_name]
         for entry, _ in (pictures[row] for row in rows):
             content = self.tree.read(entry, MAX_BYTES)
-            yield entry.path, decode(content, self.tree.where(entry), size=self.size, channels=self.channels)
+            where, crop = self.tree.where(entry), self.source.fit == "crop"
+            yield entry.path, decode(content, where, size=self.size, channels=self.channels, crop=crop)
 
     def _describe(self) -> Description:
         numbers, classes = number_classes(self._pictures)
@@ -56,6 +57,7 @@ class Images(RawSource):
                     check_header(data, self.tree.where(entry))
                 content.update(durable.canonical([entry.path, self.tree.digest(entry, data)]))
         about = {"shape": list(shape), "files": content.hexdigest(), "revision": self.revision}
+        about |= {"fit": "crop"} if self.source.fit == "crop" else {}
         return Description(
             kind="images",
             sets={name: len(pictures) for name, pictures in self._pictures.items()},

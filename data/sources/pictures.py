@@ -49,8 +49,11 @@ def check_header(content: bytes, where: str) -> Image.Image:
     return image
 
 
-def decode(content: bytes, where: str, *, size: tuple[int, int], channels: int) -> np.ndarray:
-    """(height, width) for one channel, (3, height, width) for three, uint8. Errors: InputError, naming `where`."""
+def decode(content: bytes, where: str, *, size: tuple[int, int], channels: int, crop: bool = False) -> np.ndarray:
+    """(height, width) for one channel, (3, height, width) for three, uint8. Errors: InputError, naming `where`.
+
+    crop: of a picture with other proportions than `size`, the largest centred part that has them.
+    """
     image = check_header(content, where)
     try:
         if image.getexif().get(ORIENTATION, 1) != 1:
@@ -63,9 +66,23 @@ def decode(content: bytes, where: str, *, size: tuple[int, int], channels: int) 
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{where}: cannot be decoded ({show(error)}); replace it") from None
     if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        part = _centred(image.size, size) if crop else None
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=part)
     pixels = np.asarray(image, np.uint8)
     return pixels if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _centred(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest centred box (left, upper, right, lower) of a picture (width, height) with the proportions of `size`.
+
+    A box as large as `size` lies on whole pixels, so that nothing is interpolated.
+    """
+    (width, height), (rows, columns) = picture, size
+    scale = min(width / columns, height / rows)
+    left, upper = (width - scale * columns) / 2, (height - scale * rows) / 2
+    if scale == 1:
+        left, upper = left // 1, upper // 1
+    return (left, upper, left + scale * columns, upper + scale * rows)
 
 
 def _too_large(where: str) -> InputError:
