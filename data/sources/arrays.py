@@ -54,7 +54,7 @@ class Arrays(WholeSource):
         }
 
     def fingerprint(self) -> str:
-        others = [name for name in self._named.values() if name is not None and _is_file(name)]
+        others = [name for name in self._named.values() if name is not None and names_file(name)]
         files = [remote.fingerprint(name) for name in [self.source.path, *others]]
         return durable.digest_value([files, self.source.model_dump()])
 
@@ -104,7 +104,7 @@ class Arrays(WholeSource):
         return tables
 
     def _place(self, name: str) -> str:
-        return remote.shown(name) if _is_file(name) else f"{self._where}: array {show(name)!r}"
+        return remote.shown(name) if names_file(name) else f"{self._where}: array {show(name)!r}"
 
     def _array(self, name: str, role: str, container: _Npz | Mat | None) -> np.ndarray:
         if name.endswith(".npy"):
@@ -152,7 +152,8 @@ class _Npz:
         return _read_member(self.archive, f"{name}.npy", f"{self.where}: array {show(name)!r}")
 
 
-def _is_file(name: str) -> bool:
+def names_file(name: str) -> bool:
+    """Whether a name that a recipe gives is a file's, and not that of an array in `path`."""
     return name.endswith((".npy", ".mat"))
 
 
