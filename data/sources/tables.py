@@ -23,7 +23,7 @@ import numpy as np
 import conf
 from conf.errors import InputError, show
 from data import durable
-from data.remote import is_remote
+from data.remote import is_remote, local_path
 from data.sources import SETS, Description, RawSource, pictures
 from data.sources.cells import numbers, texts
 from data.sources.classes import Classes
@@ -282,7 +282,7 @@ class _Pictures(_View):
         super().__init__(table)
         if is_remote(self.source.path):
             raise InputError(f"{self.where}: pictures of a table are read beside it on this machine; fetch both")
-        self.folder = Path(self.source.path).parent
+        self.folder = local_path(self.source.path).parent
         self.size = (self.source.size[0], self.source.size[1])
         self._listed: tuple[Stamp, list[str]] | None = None
         self._stamps = np.zeros((0, 3), np.int64)
