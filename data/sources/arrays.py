@@ -23,12 +23,11 @@ from numpy.lib import format as npy
 import conf
 from conf.errors import InputError, show
 from data import durable, remote
-from data.sources import unreadable
+from data.sources import SET_WORDS, unreadable
 from data.sources.matlab import HEADER, Mat, is_mat, require_memory, require_no_bomb
 from data.sources.rawfile import RawFile
 from data.sources.whole import Table, WholeSource
 
-SETS = {"train": "train", "test": "test", "valid": "validation", "validation": "validation", "val": "validation"}
 ROLES = dict.fromkeys(("x", "data", "images", "features", "inputs", "samples"), "data") | dict.fromkeys(
     ("y", "label", "labels", "target", "targets", "classes"), "labels"
 )
@@ -162,10 +161,10 @@ def _guess(names: list[str], where: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for name in names:
         words = [word for word in re.split(r"[-_. ]+", name.lower()) if word]
-        sets, roles = [word for word in words if word in SETS], [word for word in words if word in ROLES]
+        sets, roles = [word for word in words if word in SET_WORDS], [word for word in words if word in ROLES]
         if len(sets) + len(roles) != len(words) or len(sets) > 1 or len(roles) > 1:
             continue
-        place = SETS[sets[0]] if sets else "train", ROLES[roles[0]] if roles else "data"
+        place = SET_WORDS[sets[0]] if sets else "train", ROLES[roles[0]] if roles else "data"
         if place in found:
             raise InputError(
                 f"{where}: both {show(found[place])!r} and {show(name)!r} could be the {place[0]} "

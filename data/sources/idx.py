@@ -20,14 +20,14 @@ import conf
 from conf.errors import InputError, show
 from data.files import open_tree
 from data.remote import is_remote, local_file, local_path, shown
-from data.sources import fingerprint_files, unreadable
+from data.sources import SET_WORDS, fingerprint_files, unreadable
 from data.sources.whole import Table, WholeSource
 
 NAME = re.compile(
     r"^(?:(?P<prefix>.+)[-_.])?(?P<set>train|t10k|test|validation|valid|val)[-_.](?P<role>images|labels)"
     r"[-_.]idx(?P<dimensions>\d)[-_.](?P<type>ubyte|byte|short|int|float|double)(?:\.gz)?$"
 )
-SETS = {"t10k": "test", "valid": "validation", "val": "validation"}
+SETS = SET_WORDS | {"t10k": "test"}
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MAX_DIMENSIONS = 8
 MAX_RATIO = 200  # decompressed / compressed bytes; MNIST has 5, and more than this is no data set but a bomb
@@ -86,7 +86,7 @@ class Idx(WholeSource):
             match = NAME.match(name)
             if match is None:
                 continue
-            place = SETS.get(match["set"], match["set"]), match["role"]
+            place = SETS[match["set"]], match["role"]
             if place not in found:
                 found[place] = name
             elif found[place] != name.removesuffix(".gz"):

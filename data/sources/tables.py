@@ -24,7 +24,7 @@ import conf
 from conf.errors import InputError, show
 from data import durable
 from data.remote import is_remote, local_path
-from data.sources import SETS, Description, RawSource, pictures
+from data.sources import SET_WORDS, SETS, Description, RawSource, pictures
 from data.sources.cells import numbers, texts
 from data.sources.classes import Classes
 from data.sources.columns import FREE_BYTES, Columns, Parquet
@@ -35,7 +35,6 @@ from data.sources.words import Tally, Vocabulary, count_dtype
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SET_WORDS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 Schema = dict[str, Any]  # the fields of a Description that follow from what is in the columns
 
 
