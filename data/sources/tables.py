@@ -30,7 +30,7 @@ from data.sources.classes import Classes
 from data.sources.columns import FREE_BYTES, Columns, Parquet
 from data.sources.delimited import MAX_RATIO, Csv
 from data.sources.rawfile import RawFile, Stamp
-from data.sources.words import Tally, Vocabulary, count_dtype
+from data.sources.words import TextSamples
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,39 +236,26 @@ class _Texts(_View):
         return [self.source.text]
 
     def describe(self) -> Schema:
-        size, tally, rows, low, high = self.source.vocabulary, Tally(), 0, math.inf, 0
+        samples, rows = TextSamples(self.source), 0
         left = max(FREE_BYTES, MAX_RATIO * self.table.file.size)
         for places, column in self.table.batches(self.names[0]):
             for place, content in zip(places, self._contents(column, places), strict=True):
-                low, high, left = min(low, len(content)), max(high, len(content)), left - len(content)
+                left -= len(content)
                 if left < 0:
                     raise InputError(
                         f"{self.where}: more than {MAX_RATIO} times its size in texts; no table but a bomb"
                     )
-                if size is not None:
-                    tally.add(content.decode(), counted=self.table.set_of(place) == "train")
+                samples.add(content, counted=self.table.set_of(place) == "train")
             rows += len(places)
-        if size is None:
-            schema: Schema = {"shape": (), "dtype": "text", "low": float(low), "high": float(high)}
-        else:
-            words = tally.frequent(size, self.source.stop_words)
-            if rows and not words:
-                raise InputError(f"{self.where}: no words in its train set, so there is no vocabulary to count")
-            highest = tally.highest(words)
-            schema = {"shape": (len(words),), "dtype": count_dtype(highest), "low": 0.0, "high": float(highest)}
-            schema["features"] = words
-        return schema | {"scale": 1.0, "rows": rows}
+        return (samples.schema(self.where) if rows else {}) | {"rows": rows}
 
     def values(self, columns: list[pa.Array], rows: np.ndarray) -> Iterable[np.ndarray]:
-        contents = self._contents(columns[0], rows)
-        if self.source.vocabulary is None:
-            return (np.frombuffer(content, np.uint8) for content in contents)
-        dtype = self.table.describe().dtype
-        return (self._vocabulary.counts(content.decode()).astype(dtype) for content in contents)
+        description = self.table.describe()
+        return (self._samples.stored(content, description, self.where) for content in self._contents(columns[0], rows))
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.table.describe().features)
+    def _samples(self) -> TextSamples:
+        return TextSamples(self.source)
 
     def _contents(self, column: pa.Array, rows: np.ndarray) -> list[bytes]:
         return texts(column, self.names[0], rows, self.where)
