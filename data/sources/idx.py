@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +20,7 @@ from conf.errors import InputError, show
 from data.files import open_tree
 from data.remote import is_remote, local_file, local_path, shown
 from data.sources import SET_WORDS, fingerprint_files, unreadable
+from data.sources.rawfile import gunzipping
 from data.sources.whole import Table, WholeSource
 
 NAME = re.compile(
@@ -113,12 +113,8 @@ def read_idx(path: Path) -> np.ndarray:
             if not packed:
                 return _parse(path, raw, path.stat().st_size, exact=True)
             limit = path.stat().st_size * MAX_RATIO
-            with gzip.GzipFile(fileobj=raw) as file:
+            with gunzipping(show(path)), gzip.GzipFile(fileobj=raw) as file:
                 return _parse(path, file, limit, exact=False)  # type: ignore[arg-type]
-    except EOFError:
-        raise InputError(f"{show(path)}: the gzip file is cut short; fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{show(path)}: damaged gzip file ({show(error)}); fetch it again") from None
     except OSError as error:
         raise unreadable(path, error) from None
 
