@@ -26,7 +26,7 @@ from conf.errors import InputError, OutputError, show
 from data import remote
 from data.files import Entry, Tree, hidden, stamp
 from data.sources import unreadable
-from data.sources.rawfile import RawFile
+from data.sources.rawfile import RawFile, gunzipping
 
 MAX_RATIO = 200  # unpacked / packed bytes, from FREE_BYTES on; data sets have 1 to 20, deflated zeros 1,032
 FREE_BYTES = 16 << 20
@@ -237,7 +237,7 @@ def unpack(path: Path, where: str) -> BinaryIO:
     except OSError as error:
         raise _no_room(where, error) from None
     try:
-        with gzip.open(path) as file:
+        with gunzipping(where), gzip.open(path) as file:
             for part in _limited(file, max(FREE_BYTES, MAX_RATIO * path.stat().st_size), where):
                 try:
                     target.write(part)
@@ -245,10 +245,6 @@ def unpack(path: Path, where: str) -> BinaryIO:
                     raise _no_room(where, error) from None
         target.flush()
         return target
-    except EOFError:
-        raise InputError(f"{where}: the gzip file is cut short; fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{where}: damaged gzip file ({show(error)}); fetch it again") from None
     except OSError as error:
         raise unreadable(path, error) from None
 

@@ -20,14 +20,13 @@ from pathlib import Path
 from conf.errors import InputError, show
 from data import durable
 from data.remote import Remote, RemoteFile, is_remote, local_path, shown
-from data.sources import SETS, unreadable
+from data.sources import SET_WORDS, SETS, unreadable
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_NAME = 1024  # bytes of a member's path in an archive or at an address
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder what a terminal shows
 NOTES = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".pdf", ".db", ".ini")
 NOTE_NAMES = ("readme", "license", "licence", "copying")
-SET_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 SETTLE_NS = 20_000_000  # a file system's clock ticks every 4 to 10 ms; two writes within one tick look the same
 
 
@@ -316,11 +315,11 @@ def _around(paths: list[str]) -> str:
 
 def _sets(tops: set[str]) -> dict[str, str]:
     """Top folder → set, for those that are any."""
-    exact = {top: SET_FOLDERS[top.lower()] for top in tops if top.lower() in SET_FOLDERS}
+    exact = {top: SET_WORDS[top.lower()] for top in tops if top.lower() in SET_WORDS}
     if exact and (tops == set(exact) or {"train", "test"} <= set(exact.values())):
         return exact
     cut = {top: max(top.rfind(mark) for mark in "-_. ") for top in tops}
-    words = {top: SET_FOLDERS.get(top[place + 1 :].lower(), "") for top, place in cut.items() if place > 0}
+    words = {top: SET_WORDS.get(top[place + 1 :].lower(), "") for top, place in cut.items() if place > 0}
     same_name = len({top[:place] for top, place in cut.items()}) == 1
     distinct = len(set(words.values())) == len(tops)
     return words if same_name and distinct and {"train", "test"} <= set(words.values()) - {""} else {}

@@ -9,7 +9,6 @@ folder again therefore repairs it. Who makes the shards, and how many at a time,
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ from data.moments import Moments
 from data.shard_writer import ShardWriter
 from data.sources import SETS, RawSource
 from data.tar import INDEX, from_npy, npy_pieces, to_npy
-from data.workers import made_by_processes
+from data.workers import made_by_processes, num_workers
 
 WRITTEN = re.compile(rf"({'|'.join(SETS)})-(\d{{5,}}\.(tar|index\.npy|keys\.jsonl)|(labels|mean)\.npy)")
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # durable.writing's temporary files, after a kill
 SHARDS_PER_WORKER = 2  # fewer are not worth a process's start
-MOST_PER_CORE = 8  # workers: what waits for a network gains by several, more only fill memory
 Progress = Callable[[int, int], None]
 Makers = Callable[[dict[str, Any], Sequence[int], Callable[[int], None]], Iterator[dict[str, Any]]]
 
@@ -46,7 +44,7 @@ def ingest(
 ) -> Manifest:
     """Writes the source's samples and labels as shards of `shard_size` samples; returns the committed manifest.
 
-    `workers`: processes side by side, at most 8 a core, None for one; `makers` makes the shards instead (a cluster): it
+    `workers`: processes side by side, as in data.workers.num_workers; `makers` makes the shards instead (a cluster): it
     is given a request for ShardWriter.from_request and shard numbers, and yields the answers in any order.
     `progress(done, total)` counts samples. Errors: InputError (the raw data; nothing or only finished shards are left),
     Busy (another process ingests into this folder), OutputError (disk full, not writable; run again to go on).
@@ -54,7 +52,7 @@ def ingest(
     task = _Task(source, Path(folder), shard_size, progress or (lambda done, total: None))
     try:
         with durable.lock(task.folder / ".lock"):
-            return task.run(workers or os.cpu_count() or 1, makers)
+            return task.run(num_workers(workers), makers)
     except durable.Locked as holder:
         raise Busy(f"{show(folder)}: {holder} is ingesting into this folder; wait for it or choose another") from None
     except OSError as error:
@@ -151,7 +149,7 @@ class _Task:
 
     def _answers(self, workers: int, makers: Makers | None) -> Iterator[dict[str, Any]]:
         numbers = range(len(self.shards))
-        workers = min(workers, len(numbers) // SHARDS_PER_WORKER, MOST_PER_CORE * (os.cpu_count() or 1))
+        workers = min(workers, len(numbers) // SHARDS_PER_WORKER)
         if makers is None and workers <= 1:
             writer = ShardWriter(self.source, self.folder, self.shard_size, self.recorded)
             return (writer.make(number, self._count) for number in numbers)

@@ -169,10 +169,11 @@ class ShardData(pl.LightningDataModule):
         super().__init__()
         if labeled and mixed:
             raise ValueError("steps drawn from several sets have no labels of their own")
-        first = Mixed(Path(shards), Selection.of(samples), weight, frozenset(without))
+        self.samples = Selection.of(samples)
+        first = Mixed(Path(shards), self.samples, weight, frozenset(without))
         self.mixed = [first, *(replace(one, samples=Selection.of(one.samples)) for one in mixed)]
         self.readers = [Reader(one.shards) for one in self.mixed]
-        self.reader, self.samples = self.readers[0], Selection.of(samples)
+        self.reader = self.readers[0]
         for one, reader in zip(self.mixed, self.readers, strict=True):
             if not len(one.samples):
                 sets = ", ".join(f"{name} {summary.samples}" for name, summary in reader.manifest.sets.items())

@@ -6,8 +6,9 @@
 
 DIGEST names address and manifest, so a folder's content never changes. A shard (tar and index) comes whole, equal to
 its digests, or not at all; over the budget whole shards make way, those not opened for longest first. Processes share
-the folders: who opens or fetches a shard holds its lock, and what is locked is not evicted. What is mapped outlives its
-file. What is NOT here: addresses (data/remote.py), reading (data/shards.py).
+the folders: who opens or fetches a shard holds its lock, and what is locked is not evicted. Room is taken before a
+fetch begins, so that several at once keep to the budget together. What is mapped outlives its file. What is NOT here:
+addresses (data/remote.py), reading (data/shards.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ MARK = "remote.json"
 SHELF = ".cache"  # in the folder of such folders
 PAUSES = (0.2, 1.0)  # seconds before the second and the third try
 MAX_MANIFEST = 256 << 20  # bytes
-LEFTOVER = re.compile(r"\.([a-z]+-\d{5,})\.(?:tar|index\.npy)\.\d+\.tmp")  # durable.writing's temporary files
+ROOM = ".room"  # ends the name of an empty file as large as the shard that somebody fetches
+PART = re.compile(r"([a-z]+-\d{5,})\.(?:tar|index\.npy)")
+UNFINISHED = re.compile(rf"\.([a-z]+-\d{{5,}})(?:\.(?:tar|index\.npy)\.\d+\.tmp|\{ROOM})")  # durable.writing's, ours
 
 
 def open_remote(address: str, cache: Path, budget: int) -> Path:
@@ -131,50 +134,74 @@ def _note_use(tar: Path) -> None:
 
 def _fetch_shard(manifest: Manifest, shard: Shard, missing: list[str], mark: dict[str, Any]) -> None:
     folder, address = manifest.folder, mark["address"]
-    needed = sum(manifest.files[name][0] for name in missing)
-    if needed > mark["bytes"]:
+    size = sum(manifest.files[name][0] for name in shard.files[:2])
+    if size > mark["bytes"]:
         raise InputError(
-            f"{shown(address)}: {shard.name} has {needed:,} bytes, but data.cache_gib leaves room for "
+            f"{shown(address)}: {shard.name} has {size:,} bytes, but data.cache_gib leaves room for "
             f"{mark['bytes']:,}; raise it"
         )
-    _make_room(folder.parent, mark["bytes"] - needed)
-    for name in missing:
-        _tried(partial(_fetch, f"{address}/{name}", folder / name, manifest.files[name]))
+    with _room_for(folder / f".{shard.stem}{ROOM}", size, mark["bytes"]):
+        for name in missing:
+            _tried(partial(_fetch, f"{address}/{name}", folder / name, manifest.files[name]))
+
+
+@contextmanager
+def _room_for(place: Path, size: int, budget: int) -> Iterator[None]:
+    """While the block runs, so many bytes of the budget are kept for the shard whose lock we hold."""
+    shelf = place.parent.parent
+    counting = shelf / f"{ROOM}.lock"
+    with durable.lock(counting, wait=_patient):
+        with place.open("wb") as file:
+            file.truncate(size)
+        _make_room(shelf, budget)
+    try:
+        yield
+    finally:
+        with durable.lock(counting, wait=_patient):  # who counts sees the shard or the room for it
+            place.unlink(missing_ok=True)
 
 
 class _Held(NamedTuple):
+    """A shard on the shelf, whole or not."""
+
     used: int  # nanoseconds
     size: int
-    tar: Path
+    lock: Path
+    files: list[Path]
 
 
-def _make_room(shelf: Path, left: int) -> None:
-    """Evicts until what lies on the shelf takes at most `left` bytes, or all of it is in use."""
-    with durable.lock(shelf / ".room.lock", wait=_patient):
-        taken, held = 0, []
-        for path in shelf.glob("*/*"):
-            if not is_cache(path.parent):
-                continue
-            unfinished = LEFTOVER.fullmatch(path.name)
-            if not unfinished and not path.name.endswith((".tar", ".index.npy")):
-                continue
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                taken += status.st_size
-                if path.suffix == ".tar":
-                    held.append(_Held(status.st_atime_ns, status.st_size, path))
-                elif unfinished:  # of a fetch under way, or of one that was killed
-                    with suppress(durable.Locked), durable.lock(path.with_name(f".{unfinished[1]}.lock")):
-                        path.unlink()
-                        taken -= status.st_size
-        for candidate in sorted(held):
-            if taken <= left:
-                return
-            tar, index = candidate.tar, candidate.tar.with_suffix(".index.npy")
-            with suppress(durable.Locked), durable.lock(tar.with_name(f".{tar.stem}.lock")):
-                taken -= candidate.size + (index.stat().st_size if index.exists() else 0)
-                tar.unlink(missing_ok=True)
-                index.unlink(missing_ok=True)
+def _make_room(shelf: Path, budget: int) -> None:
+    """Evicts until what lies on the shelf takes at most so many bytes, or the rest of it is in use."""
+    held = [one for folder in list(shelf.iterdir()) if is_cache(folder) for one in _held(folder)]
+    taken = sum(one.size for one in held)
+    for one in sorted(held):
+        if taken <= budget:
+            return
+        with suppress(durable.Locked), durable.lock(one.lock):
+            for path in one.files:
+                path.unlink(missing_ok=True)
+            taken -= one.size
+
+
+def _held(folder: Path) -> Iterator[_Held]:
+    """The shards in a folder, after what killed fetches left of them was removed."""
+    files: dict[str, list[Path]] = {}
+    for path in list(folder.iterdir()):
+        if match := PART.fullmatch(path.name) or UNFINISHED.fullmatch(path.name):
+            files.setdefault(match[1], []).append(path)
+    for stem, parts in files.items():
+        lock = folder / f".{stem}.lock"
+        if unfinished := [path for path in parts if path.name.startswith(".")]:
+            with suppress(durable.Locked), durable.lock(lock):
+                for path in unfinished:
+                    path.unlink(missing_ok=True)
+        found = {}
+        for path in parts:
+            with suppress(FileNotFoundError):  # it was evicted, or has its final name now
+                found[path.name] = path.stat()
+        tar, room = found.get(f"{stem}.tar"), found.get(f".{stem}{ROOM}")
+        size = room.st_size if room else sum(status.st_size for status in found.values())
+        yield _Held(tar.st_atime_ns if tar else 0, size, lock, parts)
 
 
 def _tried(fetch: Callable[[], Result]) -> Result:

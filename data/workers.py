@@ -22,11 +22,18 @@ from typing import Any
 from conf import lifeline
 from conf.errors import ERRORS, InputError, StrataError, show
 
+MOST_PER_CORE = 8  # what waits for a network gains by several, more only fill memory
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Unseen(InputError):
     """The source is not what was described: its files have changed, or are not the same on this machine."""
+
+
+def num_workers(asked: int | None) -> int:
+    """How many processes work side by side: as many as are asked for, at most 8 a core; None: one a core."""
+    cores = os.cpu_count() or 1
+    return min(asked or cores, MOST_PER_CORE * cores)
 
 
 def made_by_processes(

@@ -35,7 +35,7 @@ from conf.errors import InputError, StrataError, show
 from data import durable
 from data.ingest import Makers
 from data.remote import CACHE
-from data.workers import Unseen, made_by_processes
+from data.workers import Unseen, made_by_processes, num_workers
 from flows.servers import answers
 
 CONNECT_SECONDS, WORKER_SECONDS, DRAIN_SECONDS = 8.0, 10.0, 5.0
@@ -97,7 +97,7 @@ def _reached(address: str, workers: int | None) -> Iterator[Any]:
     quiet: dict[str, list[str]] = {f"distributed.{who}.http.routes": [] for who in ("scheduler", "worker")}  # no pages
     with tempfile.TemporaryDirectory(prefix="strata-dask-") as scratch, dask.config.set(quiet):
         cluster = distributed.LocalCluster(
-            n_workers=workers or os.cpu_count() or 1,
+            n_workers=num_workers(workers),
             threads_per_worker=1,
             memory_limit=0,
             host="127.0.0.1",

@@ -23,7 +23,6 @@ MAX_COLUMNS = 640  # values of them that are drawn
 NUM_CLASSES = 200  # in the table
 NUM_ILLUSTRATED = 40  # of them with pictures
 TEXT_LENGTH, KEY_LENGTH = 300, 80  # characters shown of a text and of its key
-CHANNELS = (1, 3)
 
 
 def write(contents: Contents, path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from conf import Recipe
 from conf.errors import InputError, show
-from data.remote import is_remote
+from data.remote import is_remote, local_path
+from data.sources.arrays import names_file
 from flows import servers
 from flows.preparing import prepare
 
@@ -20,14 +21,18 @@ POOL = "strata"
 def _anywhere(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths: a worker runs it in a folder of its own."""
     tree = recipe.model_dump(mode="json", exclude_unset=True)
-    for origin in [tree.get("data"), *tree.get("datasets", {}).values()]:
-        for place, field in (("source", "path"), ("source", "labels")):
-            inside = (origin or {}).get(place) or {}
-            if inside.get(field) and not is_remote(inside[field]) and Path(inside[field]).exists():
-                inside[field] = str(Path(inside[field]).absolute())
-        if origin and origin.get("shards") and not is_remote(origin["shards"]):
-            origin["shards"] = str(Path(origin["shards"]).absolute())
+    for origin in filter(None, [tree.get("data"), *tree.get("datasets", {}).values()]):
+        source = origin.get("source") or {}
+        for field, value in source.items():
+            if field == "path" or (source["kind"] == "arrays" and isinstance(value, str) and names_file(value)):
+                source[field] = _absolute(value)
+        if origin.get("shards"):
+            origin["shards"] = _absolute(origin["shards"])
     return Recipe.model_validate(tree)
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else str(local_path(place).absolute())
 
 
 def deploy(recipe: Recipe, out: Path, cron: str, name: str | None) -> dict[str, Any]:

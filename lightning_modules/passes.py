@@ -20,7 +20,6 @@ from torch import Tensor, distributed
 
 from conf.errors import InputError
 from conf.protocol import TrainJob
-from data.loading import ShardData, piece
 from data.shards import Reader
 from data.splits import divide
 from lightning_modules.interfaces import StreamingModel
@@ -45,6 +44,8 @@ def fit_in_one_pass(
 
     Errors: InputError where the data do not allow the fit; InputError and Damaged of the shards.
     """
+    from data.loading import ShardData, piece  # imports Lightning, which a plan that asks for num_batches does without
+
     shards = Path(job.inputs.shards)
     data = ShardData(
         shards=shards,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from data import durable
+from flows import servers
 from flows.cli import main
 
 QUIET = {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -160,6 +164,54 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 def tree(folder: Path) -> dict[str, int]:
     """Every file below a folder and its size; {} if there is no folder."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def stage(out: Path, name: str) -> Path:
+    """The folder of a stage of the run in `out`, as run.json names it."""
+    record = durable.read_json(next(out.glob("*/run.json")))
+    return out / next(row["folder"] for row in record["stages"] if row["name"] == name and row["flow"] != "evaluate")
+
+
+def reached(out: Path, name: str, seen: Callable[[Path], Any]) -> Callable[[], bool]:
+    """Asks whether something is seen in the folder of a stage."""
+
+    def found() -> bool:
+        try:
+            return bool(seen(stage(out, name)))
+        except (OSError, StopIteration):  # it has not begun
+            return False
+
+    return found
+
+
+def trained(out: Path, name: str, steps: int) -> Callable[[], bool]:
+    """Asks whether a stage that is being trained has a resume point at so many steps or later."""
+    return reached(out, name, lambda folder: resume_point(folder)["step"] >= steps)
+
+
+def resume_point(folder: Path) -> dict[str, int]:
+    """Of a stage in its folder: step, and length of the journal there."""
+    found: dict[str, int] = durable.read_json(folder / "checkpoint" / "position.json")
+    return found
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Gives an output folder the database of a Prefect server that has started once, which takes a new one longest."""
+    first = tmp_path_factory.mktemp("migrated")
+    process, api = servers.spawn_prefect(first, servers.free_port(), pages=False)
+    assert servers.await_prefect(process, api)
+    servers.end(process)
+
+    def give(out: Path) -> None:
+        (out / "prefect").mkdir(parents=True)
+        with (
+            contextlib.closing(sqlite3.connect(first / "prefect" / "prefect.db")) as known,
+            contextlib.closing(sqlite3.connect(out / "prefect" / "prefect.db")) as new,
+        ):
+            known.backup(new)
+
+    return give
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:

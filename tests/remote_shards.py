@@ -1,16 +1,18 @@
 """A server of files that cuts, corrupts and fails on a script: `python -m tests.remote_shards FOLDER`.
 
 It prints its port. A file SCRIPT beside the folder holds lines `NAME FAULT`, each taken by one GET of NAME: `reset`
-(closes in mid-body), `500`, `short` (says and sends fewer bytes), `flip` (one bit is wrong), `missing`.
+(closes in mid-body), `500`, `short` (says and sends fewer bytes), `flip` (one bit is wrong), `missing`, `wait` (sends
+nothing until a file GO lies there, too).
 """
 
 from __future__ import annotations
 
 import http.server
 import sys
+import time
 from pathlib import Path
 
-SCRIPT, SEEN = "SCRIPT", "SEEN"
+SCRIPT, SEEN, GO = "SCRIPT", "SEEN", "GO"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -23,6 +25,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         content, fault = self._content(), self._fault()
         with (self.folder.parent / SEEN).open("a") as seen:
             seen.write(f"{self.path.lstrip('/')}\n")
+        while fault == "wait" and not (self.folder.parent / GO).exists():
+            time.sleep(0.02)
         if fault == "500":
             self.send_error(500)
         elif fault == "missing" or content is None:
@@ -69,6 +73,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 if __name__ == "__main__":
     Handler.folder = Path(sys.argv[1])
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(server.server_port, flush=True)
     server.serve_forever()

@@ -63,9 +63,10 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect(tmp_path_factory: pytest.TempPathFactory, migrated: Callable[[Path], None]) -> Iterator[str]:
     """A server of its own, as PREFECT_API_URL names one."""
     out = tmp_path_factory.mktemp("prefect")
+    migrated(out)
     process, api = servers.spawn_prefect(out, servers.free_port(), pages=False)
     assert servers.await_prefect(process, api)
     yield api
@@ -79,9 +80,11 @@ def head(source: str, shard_size: int) -> str:
 
 
 def test_the_same_bytes_whatever_was_killed_and_one_server(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path, dask: Cluster, prefect: str
-) -> None:
+    strata: Command, recipe: Callable[..., Path], migrated: Callable[[Path], None], tmp_path: Path,
+    dask: Cluster, prefect: str,
+) -> None:  # fmt: skip
     """Killed, then, on a cluster of its own, stopped; then finished, through another server than before."""
+    migrated(tmp_path / "out")
     values = np.random.default_rng(0).integers(0, 255, (24_000, 784), dtype=np.uint8)
     np.save(tmp_path / "raw.npy", values)
     path = recipe(LAYER, head("{kind: arrays, path: raw.npy}", 500))

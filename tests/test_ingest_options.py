@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import conf
 from data.shards import Reader, ingest
 from data.sources import RawSource, open_source
+from data.workers import num_workers
 from tests.conftest import Command, tree
 from tests.shard_folders import contents, digits
 
@@ -44,6 +46,11 @@ def test_the_number_of_workers_leaves_no_trace(arrays: Path, tmp_path: Path, lim
         assert contents(folder) == one
         total = len(Reader(folder))
         assert seen[-1] == (total, total) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_no_number_of_workers_fills_the_machine() -> None:
+    cores = os.cpu_count() or 1
+    assert [num_workers(asked) for asked in (None, 1, 8 * cores, 10**6)] == [cores, 1, 8 * cores, 8 * cores]
 
 
 def test_a_limit_takes_samples_spread_over_each_set(arrays: Path, tmp_path: Path) -> None:

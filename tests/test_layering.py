@@ -131,6 +131,14 @@ def test_the_command_and_its_flows_load_neither_torch_nor_webdataset() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_planning_evaluating_and_sampling_load_no_lightning() -> None:
+    """It takes twice as long to import as torch."""
+    code = "import sys, lightning_modules.planning, lightning_modules.evaluation; print('torch' in sys.modules)"
+    code += "; print('pytorch_lightning' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_quiet())
+    assert found.stdout.split() == ["True", "False"]
+
+
 TOY = '''
 """A toy: the mean of the data."""
 from typing import Self

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import durable
-from tests.conftest import DIGITS, NOBODY, PLAIN, Command, until
+from tests.conftest import DIGITS, NOBODY, PLAIN, Command, trained, until
 
 pytestmark = pytest.mark.alone
 
@@ -45,10 +46,14 @@ def _accept(server: socket.socket, held: list[socket.socket]) -> None:
 def test_a_configured_prefect_or_mlflow_that_never_answers_costs_seconds_and_a_line(
     strata: Command, recipe: Callable[..., Path], silent: str
 ) -> None:
+    """Both side by side, so that the machine is as busy for one as for the other."""
     path = recipe(ONE)
-    refused = strata("run", path, "evaluate=null", "--out", "refused", environment=PLAIN)
     hanging = {"PREFECT_API_URL": f"{silent}/api", "MLFLOW_TRACKING_URI": silent}
-    hung = strata("run", path, "evaluate=null", "--out", "hung", environment=hanging)
+    with ThreadPoolExecutor() as threads:
+        refused, hung = threads.map(
+            lambda out, environment: strata("run", path, "evaluate=null", "--out", out, environment=environment),
+            ("refused", "hung"), (PLAIN, hanging),
+        )  # fmt: skip
     assert refused.status == hung.status == 0 and refused.err == hung.err == ""
     for ended, address in ((refused, NOBODY), (hung, silent)):
         assert [line for line in ended.out.splitlines() if f"Prefect at {address}/api did not answer" in line]
@@ -58,20 +63,20 @@ def test_a_configured_prefect_or_mlflow_that_never_answers_costs_seconds_and_a_l
 
 
 def test_a_prefect_server_killed_in_mid_run_costs_seconds_and_a_line(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path
+    strata: Command, recipe: Callable[..., Path], migrated: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    environment = {"MLFLOW_TRACKING_URI": NOBODY}
-    command = ("run", recipe(ONE), "train.epochs=100", "evaluate=null", "--out", "out")
-    process = strata.start(*command, environment=environment)
-    until(lambda: list(tmp_path.glob("out/stages/*/checkpoint/10.json")), 90)
+    migrated(tmp_path / "out")
+    command = ("run", recipe(ONE), "train.epochs=40", "evaluate=null", "--out", "out")
+    process = strata.start(*command, environment={"MLFLOW_TRACKING_URI": NOBODY})
+    until(trained(tmp_path / "out", "layer1", 10), 90)
     for number, command in strata.alive().items():
         if "prefect server start" in command:
             os.kill(number, signal.SIGKILL)
     until(lambda: list(tmp_path.glob("out/stages/*/result.json")), 90)
-    trained = time.monotonic()
+    done = time.monotonic()
     written, said = process.communicate(timeout=90)
     assert process.returncode == 0 and said == "", (said, written)
-    assert time.monotonic() - trained < 30  # seconds, not the minutes of Prefect's own patience
+    assert time.monotonic() - done < 30  # seconds, not the minutes of Prefect's own patience
     assert [line for line in written.splitlines() if line.startswith("Prefect stopped answering")]
     record = durable.read_json(next(tmp_path.glob("out/digits-*/run.json")))
     assert record["status"] == "finished" and {row["status"] for row in record["stages"]} == {"finished"}
@@ -85,7 +90,6 @@ def page(address: str) -> str:
 
 def serve(strata: Command, out: Path) -> tuple[subprocess.Popen[str], str, str]:
     """`strata ui` at free ports → process, Prefect's and MLflow's addresses."""
-    out.mkdir(exist_ok=True)
     process = strata.start("ui", "--out", out, "--prefect-port", "0", "--mlflow-port", "0", environment={})
     assert process.stdout is not None
     said = {line.split()[0]: line.split()[1] for line in (process.stdout.readline() for _ in range(2))}
@@ -100,18 +104,17 @@ def _answers(address: str) -> bool:
 
 
 def test_the_pages_of_both_servers_and_a_scheduled_run(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path
+    strata: Command, recipe: Callable[..., Path], migrated: Callable[[Path], None], tmp_path: Path
 ) -> None:
     """Every minute, on the server of `strata ui`, by a real worker; the first run is seen to the end. Then Ctrl-C."""
     out = tmp_path / "out"
+    migrated(out)
     ui, prefect, mlflow = serve(strata, out)
     assert "<title>Prefect" in page(prefect) and f"{prefect}/api" in page(f"{prefect}/ui-settings")
     assert durable.read_json(out / "server.json")["api"] == f"{prefect}/api"
     environment = {"MLFLOW_TRACKING_URI": NOBODY}
     np.save(tmp_path / "raw.npy", (load_digits().data[:300] / 16).astype(np.float32))  # named from where we deploy
     path = recipe(ONE, DIGITS.replace("{kind: digits}", "{kind: arrays, path: raw.npy}"))
-    wrong = strata("deploy", path, "evaluate=null", "--out", out, "--cron", "whenever", environment=environment)
-    assert wrong.status == 2 and wrong.err.startswith("error: --cron whenever: "), wrong
     deployed = strata("deploy", path, "evaluate=null", "--out", out, "--cron", "* * * * *", "--json",
                       environment=environment)  # fmt: skip
     assert deployed.status == 0 and deployed.err == "", deployed
@@ -122,6 +125,8 @@ def test_the_pages_of_both_servers_and_a_scheduled_run(
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(["bash", "-c", f"exec env {line}"], env=worker_environment, stdout=log, stderr=log,
                          cwd=tmp_path / "elsewhere")  # fmt: skip
+    wrong = strata("deploy", path, "evaluate=null", "--out", out, "--cron", "whenever", environment=environment)
+    assert wrong.status == 2 and wrong.err.startswith("error: --cron whenever: "), wrong
     until(lambda: _completed(out), 200, lambda: (tmp_path / "worker.log").read_text()[-3000:])
     record = durable.read_json(next(out.glob("digits-*/run.json")))
     assert record["status"] == "finished" and record["closed"]

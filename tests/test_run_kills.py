@@ -7,7 +7,6 @@ journals, and what MLflow and Prefect say happened. What must not be: anything a
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from data import durable
-from tests.conftest import DIGITS, LAYER, PLAIN, Command, Ended, contents, until
+from tests.conftest import DIGITS, PLAIN, Command, Ended, contents, reached, resume_point, stage, trained, until
 from tests.stage_kills import outcome
 
 pytestmark = pytest.mark.alone
@@ -41,22 +40,6 @@ def ask(database: Path, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
     finally:
         connection.close()
-
-
-def stage(out: Path, name: str) -> Path:
-    """The folder of a stage of the run in `out`, as run.json names it."""
-    record = durable.read_json(next(out.glob("digits-*/run.json")))
-    return out / next(row["folder"] for row in record["stages"] if row["name"] == name and row["flow"] != "evaluate")
-
-
-def reached(out: Path, name: str, file: str) -> Callable[[], bool]:
-    def found() -> bool:
-        try:
-            return any(stage(out, name).glob(file)) if stage(out, name) != out else False
-        except (StopIteration, FileNotFoundError):
-            return False
-
-    return found
 
 
 def when(process: subprocess.Popen[str], seen: Callable[[], Any]) -> None:
@@ -122,17 +105,24 @@ def test_a_cached_run_starts_no_server_and_no_stage(whole: tuple[Path, Ended]) -
     assert again["run"] == first.answer["run"] and {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_killed_at_five_moments_the_run_is_the_same(whole: tuple[Path, Ended], strata: Command, tmp_path: Path) -> None:
+def test_killed_at_five_moments_the_run_is_the_same(
+    whole: tuple[Path, Ended], migrated: Callable[[Path], None], strata: Command, tmp_path: Path
+) -> None:
     reference = whole[0] / "out"
     (tmp_path / "recipe.yaml").write_bytes((whole[0] / "recipe.yaml").read_bytes())
     out = tmp_path / "out"
+    migrated(out)
     without = {"PREFECT_API_URL": PLAIN["PREFECT_API_URL"]}
+
+    def one_is_trained(folder: Path) -> bool:
+        return (folder / "runs/10-1-pretrained/run.json").exists()
+
     moments: list[tuple[str, Callable[[], Any], bool, dict[str, str]]] = [
         # What is under way, how to see it, whether all are killed or strata alone, with Prefect or without.
         ("Prefect's server starts", lambda: "prefect server start" in " ".join(strata.alive().values()), True, {}),
-        ("two ranks train", reached(out, "layer1", "checkpoint/120.json"), False, {}),
-        ("one process trains", reached(out, "gan", "checkpoint/80.json"), True, without),
-        ("between two classifiers", reached(out, "classify", "runs/10-1-pretrained/run.json"), False, {}),
+        ("two ranks train", trained(out, "layer1", 120), False, {}),
+        ("one process trains", trained(out, "gan", 80), True, without),
+        ("between two classifiers", reached(out, "classify", one_is_trained), False, {}),
         ("everything is measured", lambda: len(list(out.glob("stages/*/figures/samples.npz"))) == 2, True, without),
     ]
     kept: dict[Path, int] = {}
@@ -172,43 +162,13 @@ def test_killed_at_five_moments_the_run_is_the_same(whole: tuple[Path, Ended], s
     assert all("RUNNING" not in found for found in states.values())
 
 
-# --- the engine without its coats: less to start, more to try ---
-
-
-def test_a_killed_stage_is_one_line_and_the_same_command_goes_on(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    path, out = recipe(LAYER), tmp_path / "out"
-    process = strata.start("run", path, "train.epochs=3000", "--out", out)
-    until(reached(out, "layer1", "checkpoint/500.json"), 60)
-    [number] = [number for number, command in strata.alive().items() if "-m lightning_modules.fit" in command
-                and "lifeline" not in command]  # fmt: skip
-    os.kill(number, signal.SIGKILL)
-    written, said = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert said.count("\n") == 1 and said.startswith("error: stage layer1 was ended by SIGKILL (out of memory?); run ")
-    record = durable.read_json(next(out.glob("digits-*/run.json")))
-    assert record["status"] == "failed" and record["error"] == said.removeprefix("error: ").rstrip()
-    strata.await_quiet(2)
-
-    again = strata.start("run", path, "train.epochs=3000", "--out", out)
-    step = durable.read_json(stage(out, "layer1") / "checkpoint" / "position.json")["step"]
-    journal = stage(out, "layer1") / "journal.jsonl"
-    kept = journal.read_bytes()[: durable.read_json(journal.parent / "checkpoint" / "position.json")["journal"]]
-    until(reached(out, "layer1", f"checkpoint/{step + 5}.json"), 60)
-    assert journal.read_bytes().startswith(kept)
-    again.send_signal(signal.SIGINT)
-    said = again.communicate(timeout=15)[1]
-    assert again.returncode == 130 and said.startswith("error: stopped by SIGINT")
-    strata.await_quiet(2)
-
-
 def test_sigterm_ends_prefect_and_all_within_seconds(
-    strata: Command, recipe: Callable[..., Path], tmp_path: Path
+    strata: Command, recipe: Callable[..., Path], migrated: Callable[[Path], None], tmp_path: Path
 ) -> None:
     path, out = recipe(STAGES), tmp_path / "out"
+    migrated(out)
     process = strata.start("run", path, "stages.layer1.train.epochs=400", "--out", out, environment={})
-    until(reached(out, "layer1", "checkpoint/120.json"), 120, lambda: str(process.poll()))
+    until(trained(out, "layer1", 120), 120, lambda: str(process.poll()))
     assert any("prefect server" in command for command in strata.alive().values())
     process.terminate()
     written, said = process.communicate(timeout=12)
@@ -217,5 +177,5 @@ def test_sigterm_ends_prefect_and_all_within_seconds(
     strata.await_quiet(2)
     record = durable.read_json(next(out.glob("digits-*/run.json")))
     assert record["status"] == "interrupted" and record["closed"]
-    assert durable.read_json(stage(out, "layer1") / "checkpoint" / "position.json")["step"] > 120
+    assert resume_point(stage(out, "layer1"))["step"] > 120
     assert not (out / "server.json").exists()

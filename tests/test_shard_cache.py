@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -21,8 +22,8 @@ from data.order import Order
 from data.shard_cache import MARK, open_remote
 from data.shards import Manifest, Reader, check, ingest
 from data.sources import open_source
-from tests.conftest import DIGITS, LAYER, Command
-from tests.remote_shards import SCRIPT, SEEN
+from tests.conftest import DIGITS, LAYER, Command, until
+from tests.remote_shards import GO, SCRIPT, SEEN
 from tests.shard_folders import digits, flip
 from tests.test_remote import bucket  # noqa: F401 - a fixture
 
@@ -144,13 +145,35 @@ def test_a_shard_in_use_is_not_evicted(whole: Path, memory: str, tmp_path: Path)
     assert tars(folder) == ["train-00006.tar"]
 
 
+def test_what_is_still_to_arrive_takes_room(whole: Path, served: tuple[str, Path], tmp_path: Path) -> None:
+    """Else two that fetch at once would both find room for one, and the budget be exceeded for good."""
+    address, server = served
+    size = sum((whole / f"train-00000.{kind}").stat().st_size for kind in ("tar", "index.npy"))
+    folder = open_remote(address, tmp_path / "cache", 2 * size)
+    Reader(folder).read(np.array([0]))
+    (server / SCRIPT).write_text("train-00001.tar wait\n")
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(Reader(folder).read, np.array([100]))
+        try:
+            until(lambda: "train-00001.tar" in (server / SEEN).read_text(), 20)
+            Reader(folder).read(np.array([200]))
+            assert tars(folder) == ["train-00002.tar"]
+        finally:
+            (server / GO).touch()
+        assert np.array_equal(waiting.result(), Reader(whole).read(np.array([100])))
+    assert tars(folder) == ["train-00001.tar", "train-00002.tar"]
+    Reader(folder).read(np.array([300]))
+    assert len(tars(folder)) == 2 and not list(folder.glob(".*.room"))
+
+
 def test_what_a_kill_left_is_cleared_away(whole: Path, memory: str, tmp_path: Path) -> None:
     size = sum((whole / f"train-00000.{kind}").stat().st_size for kind in ("tar", "index.npy"))
     folder = open_remote(memory, tmp_path, 2 * size)
     (folder / ".train-00003.tar.99999.tmp").write_bytes(b"x" * 2 * size)
+    (folder / ".train-00003.room").write_bytes(b"x" * 2 * size)
     (folder / ".train-labels.npy.99999.tmp").write_bytes(b"x")
-    Reader(folder).read(np.array([0]))
-    assert tars(folder) == ["train-00000.tar"]
+    Reader(folder).read(np.array([0, 100]))
+    assert tars(folder) == ["train-00000.tar", "train-00001.tar"]
     assert [path.name for path in folder.glob(".*.tmp")] == [".train-labels.npy.99999.tmp"]
 
 
@@ -261,7 +284,7 @@ def test_processes_share_a_cache(whole: Path, served: tuple[str, Path], tmp_path
                 os._exit(status)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
-    assert sum(path.stat().st_size for path in folder.glob("*.tar")) <= 5 * size
+    assert sum(path.stat().st_size for kind in ("tar", "index.npy") for path in folder.glob(f"*.{kind}")) <= 5 * size
 
 
 def test_shards_in_a_bucket(whole: Path, bucket: str, tmp_path: Path) -> None:  # noqa: F811

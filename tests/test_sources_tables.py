@@ -24,7 +24,7 @@ from data.sources import columns as columns_module
 from tests.raw_folders import RANDOM, colleague, everything, refused
 
 
-def table(path: Path, **fields: Any) -> RawSource:
+def table(path: Path | str, **fields: Any) -> RawSource:
     return open_source(conf.TableSource(kind="table", path=str(path), **fields))
 
 
@@ -311,6 +311,7 @@ def test_pictures(album: Path) -> None:
     assert (source.describe().shape, source.describe().dtype, source.describe().scale) == ((4, 6), "uint8", 255.0)
     keys, values, labels = everything(source)
     assert (keys, values[:, 0, 0].tolist(), labels) == (["0", "1", "2"], [10, 200, 90], [0, 1, 0])
+    assert everything(table(f"file://{path}", image="file", label="y", size=[4, 6]))[2] == labels
     other = colleague(source)
     assert [int(value[0, 0]) for _, value in other.samples("train", [1, 2])] == [200, 90]
     seen = source.fingerprint()

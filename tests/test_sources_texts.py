@@ -15,7 +15,7 @@ import conf
 import data.sources.lines
 from conf.errors import InputError
 from data.sources import RawSource, open_source
-from data.sources.words import Vocabulary, count_dtype
+from data.sources.words import Tally, Vocabulary, count_dtype
 from tests.raw_folders import real, refused
 from tests.raw_trees import PACKED, packed
 
@@ -223,10 +223,13 @@ def test_words_are_those_of_scikit_learn() -> None:
         expected = vectorizer.fit_transform(written).toarray()
         names = vectorizer.get_feature_names_out()
         order = sorted(range(len(names)), key=lambda place: (-expected[:, place].sum(), names[place]))
-        vocabulary = Vocabulary.count(written, 10**6, stop_words)
+        tally = Tally()
+        for text in written:
+            tally.add(text)
+        vocabulary = Vocabulary(tally.frequent(10**6, stop_words))
         assert vocabulary.words == tuple(names[order])
         assert np.array_equal(np.stack([vocabulary.counts(text) for text in written]), expected[:, order])
-        assert Vocabulary.count(written, 5, stop_words).words == tuple(names[order])[:5]
+        assert tally.frequent(5, stop_words) == tuple(names[order])[:5]
 
 
 def test_counts_that_need_more_than_16_bits(tmp_path: Path) -> None:

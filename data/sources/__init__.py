@@ -9,6 +9,7 @@ on. What is NOT here: dividing sets further (data/splits.py) and writing anythin
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from conf.errors import InputError, show
 from data import durable
 
 SETS = ("train", "validation", "test")  # in the order of their global sample numbers
+SET_WORDS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,13 @@ _KINDS = {  # imported only when asked for: a kind may need a large library
     "audio": ("audio", "Audio"),
     "patches": ("patches", "Patches"),
 }
+
+
+def set_in(name: str) -> str:
+    """The set that one of a name's words says; "" for a name that says none, or several."""
+    words = re.split(r"[-_.\s]+", name.lower())
+    named = {SET_WORDS[word] for word in words if word in SET_WORDS}
+    return named.pop() if len(named) == 1 else ""
 
 
 def number_range(sets: dict[str, int], set_name: str) -> range:

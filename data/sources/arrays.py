@@ -23,12 +23,11 @@ from numpy.lib import format as npy
 import conf
 from conf.errors import InputError, show
 from data import durable, remote
-from data.sources import unreadable
+from data.sources import SET_WORDS, unreadable
 from data.sources.matlab import HEADER, Mat, is_mat, require_memory, require_no_bomb
 from data.sources.rawfile import RawFile
 from data.sources.whole import Table, WholeSource
 
-SETS = {"train": "train", "test": "test", "valid": "validation", "validation": "validation", "val": "validation"}
 ROLES = dict.fromkeys(("x", "data", "images", "features", "inputs", "samples"), "data") | dict.fromkeys(
     ("y", "label", "labels", "target", "targets", "classes"), "labels"
 )
@@ -54,7 +53,7 @@ class Arrays(WholeSource):
         }
 
     def fingerprint(self) -> str:
-        others = [name for name in self._named.values() if name is not None and _is_file(name)]
+        others = [name for name in self._named.values() if name is not None and names_file(name)]
         files = [remote.fingerprint(name) for name in [self.source.path, *others]]
         return durable.digest_value([files, self.source.model_dump()])
 
@@ -104,7 +103,7 @@ class Arrays(WholeSource):
         return tables
 
     def _place(self, name: str) -> str:
-        return remote.shown(name) if _is_file(name) else f"{self._where}: array {show(name)!r}"
+        return remote.shown(name) if names_file(name) else f"{self._where}: array {show(name)!r}"
 
     def _array(self, name: str, role: str, container: _Npz | Mat | None) -> np.ndarray:
         if name.endswith(".npy"):
@@ -152,7 +151,8 @@ class _Npz:
         return _read_member(self.archive, f"{name}.npy", f"{self.where}: array {show(name)!r}")
 
 
-def _is_file(name: str) -> bool:
+def names_file(name: str) -> bool:
+    """Whether a name that a recipe gives is a file's, and not that of an array in `path`."""
     return name.endswith((".npy", ".mat"))
 
 
@@ -161,10 +161,10 @@ def _guess(names: list[str], where: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for name in names:
         words = [word for word in re.split(r"[-_. ]+", name.lower()) if word]
-        sets, roles = [word for word in words if word in SETS], [word for word in words if word in ROLES]
+        sets, roles = [word for word in words if word in SET_WORDS], [word for word in words if word in ROLES]
         if len(sets) + len(roles) != len(words) or len(sets) > 1 or len(roles) > 1:
             continue
-        place = SETS[sets[0]] if sets else "train", ROLES[roles[0]] if roles else "data"
+        place = SET_WORDS[sets[0]] if sets else "train", ROLES[roles[0]] if roles else "data"
         if place in found:
             raise InputError(
                 f"{where}: both {show(found[place])!r} and {show(name)!r} could be the {place[0]} "

@@ -19,9 +19,9 @@ import numpy as np
 import conf
 from conf.errors import InputError, show
 from data import durable
-from data.files import SET_FOLDERS, Entry, Tree, open_tree
+from data.files import Entry, Tree, open_tree
 from data.remote import Remote, is_remote, local_path
-from data.sources import SETS, Description, RawSource
+from data.sources import SETS, Description, RawSource, set_in
 from data.sources.classes import Classes
 from data.sources.lines import Lines
 from data.sources.words import count_dtype
@@ -234,7 +234,5 @@ def _shown(token: bytes) -> str:
 
 
 def _set_of(path: str) -> str:
-    """The set a file's name says, if it says one."""
-    words = re.split(r"[-_.\s]+", path.lower())
-    named = {SET_FOLDERS[word] for word in words if word in SET_FOLDERS}
-    return named.pop() if len(named) == 1 and "/" not in path else ""
+    """The set that the name of a file in the folder itself says, if it says one."""
+    return "" if "/" in path else set_in(path)

@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import itertools
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from conf.errors import InputError, show
 from data.sources.columns import Batch, Columns
-from data.sources.rawfile import RawFile
+from data.sources.rawfile import RawFile, gunzipping
 
 BLOCK = 8 << 20  # bytes that are parsed at a time; no row may be longer
 MAX_RATIO = 500  # decompressed / compressed bytes of a .csv.gz; more is no table but a bomb
@@ -130,12 +129,8 @@ class _Gunzip(gzip.GzipFile):
         return self._guarded(super().read1, size)
 
     def _guarded(self, read: Any, size: int | None) -> bytes:
-        try:
+        with gunzipping(self._shown):
             content: bytes = read(size)
-        except EOFError:
-            raise InputError(f"{self._shown}: the gzip file is cut short; fetch it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{self._shown}: damaged gzip file ({show(error)}); fetch it again") from None
         if self.tell() > self._limit:
             raise InputError(f"{self._shown}: decompresses to more than {MAX_RATIO} times its size; this is no table")
         return content

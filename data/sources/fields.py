@@ -20,7 +20,7 @@ from data.sources.lines import MAX_TEXT
 from data.sources.pictures import MAX_BYTES, check_header, decode, picture_shape
 from data.sources.texts import to_utf8
 from data.sources.whole import DTYPES
-from data.sources.words import Tally, Vocabulary, count_dtype
+from data.sources.words import TextSamples
 
 KINDS = dict.fromkeys(("jpg", "jpeg", "png", "bmp", "gif", "ppm", "pgm", "pbm", "pnm", "webp"), "pictures")
 KINDS |= {"npy": "arrays", "txt": "texts", "text": "texts"}  # last part of an extension → what it is
@@ -121,34 +121,16 @@ class _Texts(Decoder):
 
     def __init__(self, source: conf.WebDatasetSource) -> None:
         super().__init__(source)
-        self._tally, self._shortest, self._longest = Tally(), math.inf, 0
+        self._samples = TextSamples(source)
 
     def add(self, content: bytes, where: str, counted: bool) -> None:
-        text = self._text(content, where)
-        self._shortest, self._longest = min(self._shortest, len(text)), max(self._longest, len(text))
-        if self.source.vocabulary is not None:
-            self._tally.add(text.decode(), counted)
+        self._samples.add(self._text(content, where), counted)
 
     def schema(self, where: str) -> Schema:
-        if self.source.vocabulary is None:
-            bounds = {"low": float(self._shortest), "high": float(self._longest)}
-            return bounds | {"shape": (), "dtype": "text", "scale": 1.0}
-        words = self._tally.frequent(self.source.vocabulary, self.source.stop_words)
-        if not words:
-            raise InputError(f"{where}: no words in its train set, so there is no vocabulary to count")
-        highest = self._tally.highest(words)
-        schema = {"shape": (len(words),), "dtype": count_dtype(highest), "features": words}
-        return schema | {"scale": 1.0, "low": 0.0, "high": float(highest)}
+        return self._samples.schema(where)
 
     def value(self, content: bytes, where: str, description: Description) -> np.ndarray:
-        text = self._text(content, where)
-        if self.source.vocabulary is None:
-            return np.frombuffer(text, np.uint8)
-        if self._words is None:
-            self._words = Vocabulary(description.features)
-        return self._words.counts(text.decode()).astype(description.dtype)
-
-    _words: Vocabulary | None = None
+        return self._samples.stored(self._text(content, where), description, where)
 
     @staticmethod
     def _text(content: bytes, where: str) -> bytes:

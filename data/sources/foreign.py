@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +21,9 @@ import conf
 from conf.errors import InputError, show
 from data import durable
 from data.archives import Tar
-from data.files import SET_FOLDERS, Entry, Tree, is_archive, open_tree, stamp
+from data.files import Entry, Tree, is_archive, open_tree, stamp
 from data.remote import is_remote, local_path
-from data.sources import SETS, Description, RawSource, unreadable
+from data.sources import SET_WORDS, SETS, Description, RawSource, set_in, unreadable
 from data.sources.classes import Classes
 from data.sources.fields import KINDS, Decoder, open_decoder
 
@@ -232,9 +231,7 @@ def _opened(shard: Shard) -> _Tar:
 def _set_of(path: str) -> str:
     """The set that a shard's top folder or the words of its name say, if they say one."""
     top, _, _ = path.rpartition("/")[0].partition("/")
-    words = [top.lower()] if top.lower() in SET_FOLDERS else re.split(r"[-_.\s]+", path.rpartition("/")[2].lower())
-    named = {SET_FOLDERS[word] for word in words if word in SET_FOLDERS}
-    return named.pop() if len(named) == 1 else ""
+    return SET_WORDS.get(top.lower()) or set_in(path.rpartition("/")[2])
 
 
 def _key(shard: Shard, name: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,14 +19,15 @@ import conf
 from conf.errors import InputError, show
 from data.files import open_tree
 from data.remote import is_remote, local_file, local_path, shown
-from data.sources import fingerprint_files, unreadable
+from data.sources import SET_WORDS, fingerprint_files, unreadable
+from data.sources.rawfile import gunzipping
 from data.sources.whole import Table, WholeSource
 
 NAME = re.compile(
     r"^(?:(?P<prefix>.+)[-_.])?(?P<set>train|t10k|test|validation|valid|val)[-_.](?P<role>images|labels)"
     r"[-_.]idx(?P<dimensions>\d)[-_.](?P<type>ubyte|byte|short|int|float|double)(?:\.gz)?$"
 )
-SETS = {"t10k": "test", "valid": "validation", "val": "validation"}
+SETS = SET_WORDS | {"t10k": "test"}
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MAX_DIMENSIONS = 8
 MAX_RATIO = 200  # decompressed / compressed bytes; MNIST has 5, and more than this is no data set but a bomb
@@ -86,7 +86,7 @@ class Idx(WholeSource):
             match = NAME.match(name)
             if match is None:
                 continue
-            place = SETS.get(match["set"], match["set"]), match["role"]
+            place = SETS[match["set"]], match["role"]
             if place not in found:
                 found[place] = name
             elif found[place] != name.removesuffix(".gz"):
@@ -113,12 +113,8 @@ def read_idx(path: Path) -> np.ndarray:
             if not packed:
                 return _parse(path, raw, path.stat().st_size, exact=True)
             limit = path.stat().st_size * MAX_RATIO
-            with gzip.GzipFile(fileobj=raw) as file:
+            with gunzipping(show(path)), gzip.GzipFile(fileobj=raw) as file:
                 return _parse(path, file, limit, exact=False)  # type: ignore[arg-type]
-    except EOFError:
-        raise InputError(f"{show(path)}: the gzip file is cut short; fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{show(path)}: damaged gzip file ({show(error)}); fetch it again") from None
     except OSError as error:
         raise unreadable(path, error) from None
 

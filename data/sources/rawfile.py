@@ -5,14 +5,18 @@ What is NOT here: trees of files (data/files.py) and fetching (data/remote.py).
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from conf.errors import InputError
+from conf.errors import InputError, show
 from data import remote
 from data.sources import unreadable
 
@@ -93,6 +97,17 @@ class RawFile:
 
     def _unreadable(self, error: OSError) -> InputError:
         return unreadable(Path(self.address), error)
+
+
+@contextmanager
+def gunzipping(where: str) -> Iterator[None]:
+    """Of a gzip file that is decompressed here. Errors: InputError if it is damaged."""
+    try:
+        yield
+    except EOFError:
+        raise InputError(f"{where}: the gzip file is cut short; fetch it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{where}: damaged gzip file ({show(error)}); fetch it again") from None
 
 
 def _stamp(status: os.stat_result) -> Stamp:

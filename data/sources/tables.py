@@ -23,19 +23,18 @@ import numpy as np
 import conf
 from conf.errors import InputError, show
 from data import durable
-from data.remote import is_remote
-from data.sources import SETS, Description, RawSource, pictures
+from data.remote import is_remote, local_path
+from data.sources import SET_WORDS, SETS, Description, RawSource, pictures
 from data.sources.cells import numbers, texts
 from data.sources.classes import Classes
 from data.sources.columns import FREE_BYTES, Columns, Parquet
 from data.sources.delimited import MAX_RATIO, Csv
 from data.sources.rawfile import RawFile, Stamp
-from data.sources.words import Tally, Vocabulary, count_dtype
+from data.sources.words import TextSamples
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SET_WORDS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 Schema = dict[str, Any]  # the fields of a Description that follow from what is in the columns
 
 
@@ -237,39 +236,26 @@ class _Texts(_View):
         return [self.source.text]
 
     def describe(self) -> Schema:
-        size, tally, rows, low, high = self.source.vocabulary, Tally(), 0, math.inf, 0
+        samples, rows = TextSamples(self.source), 0
         left = max(FREE_BYTES, MAX_RATIO * self.table.file.size)
         for places, column in self.table.batches(self.names[0]):
             for place, content in zip(places, self._contents(column, places), strict=True):
-                low, high, left = min(low, len(content)), max(high, len(content)), left - len(content)
+                left -= len(content)
                 if left < 0:
                     raise InputError(
                         f"{self.where}: more than {MAX_RATIO} times its size in texts; no table but a bomb"
                     )
-                if size is not None:
-                    tally.add(content.decode(), counted=self.table.set_of(place) == "train")
+                samples.add(content, counted=self.table.set_of(place) == "train")
             rows += len(places)
-        if size is None:
-            schema: Schema = {"shape": (), "dtype": "text", "low": float(low), "high": float(high)}
-        else:
-            words = tally.frequent(size, self.source.stop_words)
-            if rows and not words:
-                raise InputError(f"{self.where}: no words in its train set, so there is no vocabulary to count")
-            highest = tally.highest(words)
-            schema = {"shape": (len(words),), "dtype": count_dtype(highest), "low": 0.0, "high": float(highest)}
-            schema["features"] = words
-        return schema | {"scale": 1.0, "rows": rows}
+        return (samples.schema(self.where) if rows else {}) | {"rows": rows}
 
     def values(self, columns: list[pa.Array], rows: np.ndarray) -> Iterable[np.ndarray]:
-        contents = self._contents(columns[0], rows)
-        if self.source.vocabulary is None:
-            return (np.frombuffer(content, np.uint8) for content in contents)
-        dtype = self.table.describe().dtype
-        return (self._vocabulary.counts(content.decode()).astype(dtype) for content in contents)
+        description = self.table.describe()
+        return (self._samples.stored(content, description, self.where) for content in self._contents(columns[0], rows))
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.table.describe().features)
+    def _samples(self) -> TextSamples:
+        return TextSamples(self.source)
 
     def _contents(self, column: pa.Array, rows: np.ndarray) -> list[bytes]:
         return texts(column, self.names[0], rows, self.where)
@@ -282,7 +268,7 @@ class _Pictures(_View):
         super().__init__(table)
         if is_remote(self.source.path):
             raise InputError(f"{self.where}: pictures of a table are read beside it on this machine; fetch both")
-        self.folder = Path(self.source.path).parent
+        self.folder = local_path(self.source.path).parent
         self.size = (self.source.size[0], self.source.size[1])
         self._listed: tuple[Stamp, list[str]] | None = None
         self._stamps = np.zeros((0, 3), np.int64)

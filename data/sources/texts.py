@@ -21,7 +21,7 @@ from data.files import Entry, divide, is_archive, number_classes, open_tree
 from data.remote import is_remote, local_path
 from data.sources import Description, RawSource
 from data.sources.lines import MAX_TEXT, Lines
-from data.sources.words import Tally, Vocabulary, count_dtype
+from data.sources.words import TextSamples
 
 LINE_FILES = (".txt", ".txt.gz", ".text", ".lines")  # at an address, where a folder cannot be told from a file
 MARK = b"\xef\xbb\xbf"
@@ -65,46 +65,30 @@ class Texts(RawSource):
         return self.collection.labels(set_name)
 
     def samples(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
-        if self.source.vocabulary is None:
-            for key, text in self._texts(set_name, rows):
-                yield key, np.frombuffer(text, np.uint8)
-        else:
-            description = self.describe()
-            vocabulary = Vocabulary(description.features)
-            for key, text in self._texts(set_name, rows):
-                yield key, _as_type(vocabulary.counts(text.decode()), description.dtype, key)
+        description, samples = self.describe(), TextSamples(self.source)
+        for key, text in self._texts(set_name, rows):
+            yield key, samples.stored(text, description, show(key))
 
     def _texts(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
         for key, where, place, content in self.collection.read(set_name, rows):
             yield key, to_utf8(content, self.source.encoding, where, place)
 
     def _describe(self) -> Description:
-        sizes, size = self.collection.sizes(), self.source.vocabulary
-        tally, content = Tally(), hashlib.sha256()
-        low, high = MAX_TEXT, 0
+        sizes, samples, content = self.collection.sizes(), TextSamples(self.source), hashlib.sha256()
         for set_name, count in sizes.items():
             for key, text in self._texts(set_name, range(count)):
-                low, high = min(low, len(text)), max(high, len(text))
                 content.update(durable.canonical([set_name, key, len(text)]) + text)
-                if size is not None:
-                    tally.add(text.decode(), counted=set_name == "train")
-        words = tally.frequent(size, self.source.stop_words) if size is not None else ()
-        if size is not None and not words:
-            raise InputError(f"{self.collection.name}: no words in its train set, so there is no vocabulary to count")
-        about = {"texts": content.hexdigest(), "words": list(words), "revision": self.revision}
-        highest = tally.highest(words)
+                samples.add(text, counted=set_name == "train")
+        schema = samples.schema(self.collection.name)
+        words = list(schema.get("features", ()))
+        about = {"texts": content.hexdigest(), "words": words, "revision": self.revision}
         return Description(
             kind="text",
             sets=sizes,
             labeled={name: int((self.labels(name) >= 0).sum()) for name in sizes},
-            shape=() if size is None else (len(words),),
-            dtype="text" if size is None else count_dtype(highest),
-            scale=1.0,
-            low=float(low) if size is None else 0.0,
-            high=float(high if size is None else highest),
             classes=self.collection.classes(),
             content=durable.digest_value(about),
-            features=words,
+            **schema,
         )
 
     @property
@@ -126,12 +110,6 @@ def to_utf8(content: bytes, encoding: str, where: str, place: int = 0) -> bytes:
             "mend it, or set encoding: latin-1 if that is what the file is written in"
         ) from None
     return content
-
-
-def _as_type(counts: np.ndarray, dtype: str, key: str) -> np.ndarray:
-    if counts.max(initial=0) > np.iinfo(dtype).max:
-        raise InputError(f"{show(key)}: holds a word more often than when its source was described; run again")
-    return counts.astype(dtype)
 
 
 def _is_file(path: str) -> bool:
