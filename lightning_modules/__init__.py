@@ -32,6 +32,7 @@ from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.classifier import Classifier
+from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.stack import Stack
 from lightning_modules.variational import VAE
@@ -42,6 +43,7 @@ MODELS: dict[str, type[Fitted]] = {
     "autoencoder": Autoencoder,
     "stack": Stack,
     "dbn": DBN,
+    "dbm": DBM,
     "vae": VAE,
     "gan": GAN,
     "standardize": Standardize,
