@@ -41,6 +41,7 @@ from lightning_modules.likelihood import (
     annealed_importance_sampling,
     enumerated_log_partition,
 )
+from lightning_modules.mean_field import settled
 from lightning_modules.stack import Stack
 from lightning_modules.units import Bernoulli
 
@@ -135,17 +136,14 @@ class DBM(Model, Layer, HasLogProb, Samples, RankState):
             states.append(BINARY.mean(self.biases[k] + copies * ((states[-1] - self.offsets[k - 1]) @ weights)))
         from_data = machine.biases[1] + v @ self.weights[0]
         hidden = Layered([from_data, *machine.biases[2:]], machine.weights[1:])  # v does not change: counted once
-        means = states[1:]
-        moving = torch.ones(len(v), 1, dtype=torch.bool, device=v.device)
-        for _ in range(self.mean_field_steps):
-            before = list(means)
+
+        def sweep(means: list[Tensor]) -> list[Tensor]:
+            means = list(means)
             for k in (*hidden.parity(odd=False), *hidden.parity(odd=True)):
-                means[k] = torch.where(moving, hidden.mean(k, means), means[k])
-            with torch.no_grad():
-                moves = [(mean - old).abs().amax(1, keepdim=True) for mean, old in zip(means, before, strict=True)]
-                moving = torch.cat(moves, dim=1).amax(1, keepdim=True) > self.mean_field_tolerance
-            if not moving.any():
-                break
+                means[k] = hidden.mean(k, means)
+            return means
+
+        means = settled(states[1:], sweep, steps=self.mean_field_steps, tolerance=self.mean_field_tolerance)
         return [v, *means]
 
     def bound(self, means: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Deep Boltzmann machines in stage processes: planned, trained on a stack, killed, on two ranks, fine-tuned."""
+"""Deep and general Boltzmann machines in stage processes: planned, trained, killed, on two ranks, fine-tuned."""
 
 from __future__ import annotations
 
@@ -103,11 +103,14 @@ def test_it_starts_from_the_weights_of_the_stack(template: Stages, read: Inputs,
         assert isinstance(layer, RBM) and torch.equal(found, layer.weights)
 
 
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("name", ["dbm", "centered dbm", "boltzmann machine"])
 def test_killed_at_any_step_the_rest_is_the_same(
-    template: Stages, read: Inputs, layer2: Path, tmp_path: Path, centered: bool
+    template: Stages, read: Inputs, layer2: Path, tmp_path: Path, name: str
 ) -> None:
-    job = dbm_job(read, layer2, {"momentum": 0.5, "weight_decay": 1e-3}, centered=centered)
+    settings = {"momentum": 0.5, "weight_decay": 1e-3}
+    job = dbm_job(read, layer2, settings, centered=name.startswith("centered"))
+    if name == "boltzmann machine":
+        job = train_job(read, "boltzmann_machine", settings, num_visible=64, num_hidden=4, num_chains=10)
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert whole["result"]["steps"] == 26 and whole["result"]["placement"]["exact"]

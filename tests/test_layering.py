@@ -28,6 +28,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "perceptron",
         "doubled",
         "layered",
+        "mean_field",
         "boltzmann",
         "deep_boltzmann",
         "boltzmann_machine",
