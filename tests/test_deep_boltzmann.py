@@ -224,6 +224,24 @@ def test_enumerated_negative_phase_gives_the_gradient_of_the_exact_bound(
     torch.testing.assert_close(gradients(dbm, loss), gradients(dbm, -exact), atol=1e-7, rtol=0)
 
 
+@pytest.mark.parametrize("gibbs_steps", [1, 3])
+def test_loss_is_the_difference_to_the_chains_after_so_many_sweeps(gibbs_steps: int) -> None:
+    """Drawn again from the same seed, from where the chains stood."""
+    dbm = random_dbm(THREE, gibbs_steps=gibbs_steps, num_chains=7)
+    data, machine = some_data(dbm), dbm.machine()
+    chains = dbm.rank_state()
+    states = [chains[f"layer{k}"].double() if k % 2 == 0 else torch.empty(0) for k in range(4)]
+    torch.manual_seed(1)
+    loss = dbm.losses(data)["loss"]
+    torch.manual_seed(1)
+    for _ in range(gibbs_steps):
+        machine.sweep(states)
+    expected = dbm.bound_difference(dbm.mean_field(data), states)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(dbm, loss), gradients(dbm, expected))
+    assert torch.equal(dbm.rank_state()["layer2"], states[2])
+
+
 def even_moments(dbm: DBM) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of one chain's −∂F/∂(parameters) in equilibrium, odd layers summed out."""
     x, machine = joint_states(dbm), dbm.machine()
