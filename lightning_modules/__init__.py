@@ -31,7 +31,9 @@ from lightning_modules.adversarial import GAN
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
+from lightning_modules.boltzmann_machine import BoltzmannMachine
 from lightning_modules.classifier import Classifier
+from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.stack import Stack
 from lightning_modules.variational import VAE
@@ -39,9 +41,11 @@ from lightning_modules.whitening import PCA, Standardize, Whitening
 
 MODELS: dict[str, type[Fitted]] = {
     "rbm": RBM,
+    "boltzmann_machine": BoltzmannMachine,
     "autoencoder": Autoencoder,
     "stack": Stack,
     "dbn": DBN,
+    "dbm": DBM,
     "vae": VAE,
     "gan": GAN,
     "standardize": Standardize,

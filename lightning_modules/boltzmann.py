@@ -11,6 +11,7 @@ Not here: the families of units (`units`), log Z (`likelihood`), anything deep (
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_modules.doubled import DoubledBernoulli
 from lightning_modules.interfaces import (
     Batch,
     Effort,
@@ -50,6 +52,8 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
     gibbs_steps: full sweeps h | v, v | h of the negative phase, at least 1.
     num_chains: persistent chains, shared by all ranks; without meaning for "cd".
     weight_std: of the initial weights, ≥ 0 (Hinton 2010, "A practical guide to training RBMs", §8: 0.01).
+    doubled: which binary units stand twice, as the layers of a deep Boltzmann machine want it while they are trained
+        one by one (see `doubled`): "visible" its lowest layer's, "hidden" its top layer's, "both" those between.
     """
 
     revision: ClassVar[int] = 1
@@ -64,6 +68,7 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         gibbs_steps: int = 1,
         num_chains: int = 100,
         weight_std: float = 0.01,
+        doubled: str = "none",
     ) -> None:
         super().__init__()
         counts = {"num_visible": num_visible, "num_hidden": num_hidden}
@@ -76,13 +81,17 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
             raise ValueError(f"algorithm must be cd or pcd, not {algorithm!r}")
         if not weight_std >= 0:
             raise ValueError(f"weight_std must not be negative, as {weight_std} is")
+        if doubled not in ("none", "visible", "hidden", "both"):
+            raise ValueError(f"doubled must be none, visible, hidden or both, not {doubled!r}")
+        if doubled in ("visible", "both") and visible != "bernoulli":
+            raise ValueError(f"only bernoulli units can be doubled, not {visible} ones")
         self.num_visible = num_visible
         self.num_hidden = num_hidden
         self.algorithm = algorithm
         self.gibbs_steps = gibbs_steps
-        self.visible, self.num_chains, self.weight_std = visible, num_chains, weight_std
-        self.visible_units = UNITS[visible]()
-        self.hidden_units = Bernoulli()
+        self.visible, self.num_chains, self.weight_std, self.doubled = visible, num_chains, weight_std, doubled
+        self.visible_units = DoubledBernoulli() if doubled in ("visible", "both") else UNITS[visible]()
+        self.hidden_units = DoubledBernoulli() if doubled in ("hidden", "both") else Bernoulli()
         self.weights = nn.Parameter(weight_std * torch.randn(num_visible, num_hidden))
         self.visible_bias = nn.Parameter(torch.zeros(num_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
@@ -105,8 +114,8 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         return torch.addmm(self.hidden_bias, self.visible_units.statistic(v), self.weights)
 
     def visible_field(self, h: Tensor) -> Tensor:
-        """b + W h, (batch, num_hidden) → (batch, num_visible)."""
-        return torch.addmm(self.visible_bias, h, self.weights.t())
+        """b + W T(h), (batch, num_hidden) → (batch, num_visible)."""
+        return torch.addmm(self.visible_bias, self.hidden_units.statistic(h), self.weights.t())
 
     def encode(self, v: Tensor) -> Tensor:
         """p(h = 1 | v), (batch, num_visible) → (batch, num_hidden)."""
@@ -193,7 +202,8 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         """Σ_n share_n F(v_n); the field is given, since the chains have computed it."""
         with torch.no_grad():
             value = share @ self._free_energy(v, hidden_field)
-            statistic, hidden_mean = self.visible_units.statistic(v), self.hidden_units.mean(hidden_field)
+            statistic = self.visible_units.statistic(v)
+            hidden_mean = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
         loss: Tensor = _WeightedFreeEnergy.apply(
             self.weights, self.visible_bias, self.hidden_bias, statistic, hidden_mean, share, value
         )
@@ -257,11 +267,15 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
 
     @torch.no_grad()
     def log_partition(self, *, effort: Effort, base_field: Tensor | None = None) -> LogPartition:
-        """log Z, exact where the hidden or the Bernoulli visible units are at most 20, else estimated by AIS."""
-        enumerable = self.num_visible if isinstance(self.visible_units, Bernoulli) else self.num_hidden
-        if min(enumerable, self.num_hidden) > MAX_ENUMERATED_UNITS:
+        """log Z, exact where the hidden or the Bernoulli visible units are at most 20, else estimated by AIS.
+
+        Doubled units are not enumerated.
+        """
+        num_visible = self.num_visible if isinstance(self.visible_units, Bernoulli) else math.inf
+        num_hidden = self.num_hidden if isinstance(self.hidden_units, Bernoulli) else math.inf
+        if min(num_visible, num_hidden) > MAX_ENUMERATED_UNITS:
             return annealed_importance_sampling(self.annealing(effort.num_chains, base_field), effort)
-        if enumerable < self.num_hidden:
+        if num_visible < num_hidden:
             return enumerated_log_partition(lambda v: -self.free_energy(v), self.num_visible, like=self.weights)
         return enumerated_log_partition(
             lambda h: h @ self.hidden_bias + self.visible_units.log_partition(self.visible_field(h)),
@@ -271,12 +285,16 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
-        """−F(x) − log Z, (batch,) nats. A call costs one `log_partition`: hand over a whole data set at once."""
+        """−F(x) − log Z, (batch,) nats. A call costs one `log_partition`: hand over a whole data set at once.
+
+        Of doubled visible units: the log-probability that both copies are x, a lower bound of that of one.
+        """
         partition = self.log_partition(effort=effort)
+        doubled = isinstance(self.visible_units, DoubledBernoulli)
         return LogLikelihood(
             nats=-self.free_energy(x) - partition.nats,
-            kind=partition.kind,
-            estimator=partition.estimator,
+            kind="lower_bound" if doubled and partition.kind == "exact" else partition.kind,
+            estimator=f"both copies of the visible units, {partition.estimator}" if doubled else partition.estimator,
             effort=effort,
             std_error=partition.std_error,
             effective_sample_size=partition.effective_sample_size,
@@ -298,7 +316,7 @@ def _shares(data: Tensor, model: Tensor, model_weights: Tensor | None = None) ->
 class _WeightedFreeEnergy(torch.autograd.Function):
     """Σ_n share_n F(v_n) with its gradient in closed form, both phases in one product:
 
-    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n ĥ_n,   ĥ_n = E[h | v_n].
+    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n ĥ_n,   ĥ_n = E[T(h) | v_n].
     """
 
     @staticmethod
@@ -348,7 +366,8 @@ class _RBMAnnealing(Annealing):
         """log p*_next(v) − log p*_β(v) of each chain, (num_chains,)."""
         field = self._hidden_field
         hidden_gain = functional.softplus(next_beta * field).sub_(functional.softplus(beta * field)).sum(-1)
-        return (next_beta - beta) * self._visible_gain + hidden_gain
+        copies = 1 if isinstance(self._rbm.hidden_units, Bernoulli) else 2
+        return (next_beta - beta) * self._visible_gain + copies * hidden_gain
 
     def step(self, beta: float) -> None:
         """One Gibbs sweep that leaves p_β as it is."""

@@ -26,7 +26,12 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "likelihood",
         "stack",
         "perceptron",
+        "doubled",
+        "layered",
+        "mean_field",
         "boltzmann",
+        "deep_boltzmann",
+        "boltzmann_machine",
         "belief_nets",
         "autoencoders",
         "variational",
@@ -47,6 +52,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "interfaces": (),
     _L + "units": (_L + "interfaces",),
     _L + "likelihood": (_L + "interfaces",),
+    _L + "doubled": (_L + "units",),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
     _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "seeding", "data"),
 } | {job: ("lightning_modules", "data") for job in JOBS}
