@@ -33,7 +33,10 @@ from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.classifier import Classifier
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
+from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
+from lightning_modules.unrolled import DeepAutoencoder
+from lightning_modules.up_down import UpDown
 from lightning_modules.variational import VAE
 from lightning_modules.whitening import PCA, Standardize, Whitening
 
@@ -41,7 +44,10 @@ MODELS: dict[str, type[Fitted]] = {
     "rbm": RBM,
     "autoencoder": Autoencoder,
     "stack": Stack,
+    "labeled_rbm": LabeledRBM,
     "dbn": DBN,
+    "up_down": UpDown,
+    "deep_autoencoder": DeepAutoencoder,
     "vae": VAE,
     "gan": GAN,
     "standardize": Standardize,
