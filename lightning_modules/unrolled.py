@@ -50,7 +50,9 @@ class DeepAutoencoder(Model, Layer):
         self.num_visible, self.num_hidden = stack.num_visible, stack.num_hidden
         if loss == "cross_entropy" and not self._binary:
             raise ValueError("cross_entropy needs a lowest layer of binary data; choose loss: squared_error")
-        self.decoder_weights = nn.ParameterList(layer.weights.detach().t().clone() for layer in self._layers)
+        self.decoder_weights = nn.ParameterList(
+            layer.weights.detach().t().clone(memory_format=torch.contiguous_format) for layer in self._layers
+        )
 
     @property
     def _layers(self) -> list[Unrollable]:
