@@ -55,12 +55,13 @@ class TrainJob(Strict):
     train: Train
     seed: int
     one_pass: bool = False  # statistics of one pass, then closed form: neither optimizer nor order enters
+    labeled: bool = False  # learns from the samples that have a label, and from their labels
     method: int = 1  # revision of how models are trained, whatever the model
 
     def samples(self) -> dict[str, Any]:
         """What names the samples it learns from."""
         if not self.mixed:
-            return self.inputs.identity()
+            return self.inputs.identity(labels=self.labeled)
         sets = [inputs.identity() | {"weight": inputs.weight} for inputs in (self.inputs, *self.mixed)]
         return sets[0] | {"mixed": sets[1:]}
 
@@ -114,6 +115,7 @@ class EvaluateJob(Strict):
     evaluate: Evaluate
     train: Train  # placement only
     seed: int
+    labeled: bool = False  # errors are measured too
     revision: int = 1  # of the measurements
 
     def identity(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class EvaluateJob(Strict):
             "do": self.do,
             "revision": self.revision,
             "model": self.model.digest,
-            "inputs": self.inputs.identity(),
+            "inputs": self.inputs.identity(labels=self.labeled),
             "evaluate": self.evaluate.model_dump(),
             "seed": self.seed,
         }
@@ -185,6 +187,7 @@ class StagePlan(Strict):
     steps: int
     runs: int = 1  # of a fine-tuning
     one_pass: bool = False  # no training in epochs: the steps of one pass over the samples
+    labeled: bool = False  # learns from labels, or can be measured by them
 
 
 class Plan(Strict):

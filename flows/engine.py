@@ -291,7 +291,7 @@ class RecipeRun:
             assert self.recipe.evaluate is not None
             return EvaluateJob(
                 stage=name, model=self._model(name), inputs=inputs, evaluate=self.recipe.evaluate,
-                train=Train(threads=settings.threads), seed=seed,
+                train=Train(threads=settings.threads), seed=seed, labeled=planned.labeled,
             )  # fmt: skip
         below = self._model(declared.on) if declared.on else None
         if declared.finetune is not None:
@@ -303,6 +303,7 @@ class RecipeRun:
         return TrainJob(
             stage=name, spec=planned.spec, revision=planned.revision, below=below, hand_up=declared.hand_up,
             inputs=inputs, mixed=mixed, train=settings, seed=seed, one_pass=planned.one_pass,
+            labeled=planned.labeled,
         )  # fmt: skip
 
     # --- run.json ---

@@ -258,12 +258,16 @@ def samples(run: Run) -> str:
             sets.append(stage.set)
             small = f"{text(measured([stage.set]))} samples, for comparison"
             shown.append(card("<b>real data</b>", small, image(data, "real data")))
-        picture = image(drawn, f"samples from {stage.name}")
-        shown.append(card(f"<b>{text(stage.name)}</b>", f"samples · {text(stage.row['kind'])}", picture))
+        by_class = pictures.figure("samples_by_class", stage.figure("samples_by_class"))
+        for kind, content in (("samples", drawn), ("samples by class", by_class)):
+            if content:
+                picture = image(content, f"{kind} from {stage.name}")
+                shown.append(card(f"<b>{text(stage.name)}</b>", f"{kind} · {text(stage.row['kind'])}", picture))
     note = (
         "Drawn by each model from nothing, not chosen, on the same scale as the real data beside them. Good: hard to "
         "tell from the real ones, and as varied. Look for repeats (a GAN that has collapsed), for blur (typical of a "
-        "VAE, which shows means) and for a class that is missing. Judging by eye is not a measurement: no claim is "
+        "VAE, which shows means) and for a class that is missing. Samples by class are drawn with the label units "
+        "held, one class a row in the order of the classes. Judging by eye is not a measurement: no claim is "
         "made beyond the numbers in the tables." + warning(sets, "the likeness to the real data shown")
     )
     return section("Samples beside real data", cards(shown), note) if shown else ""

@@ -35,7 +35,10 @@ from lightning_modules.boltzmann_machine import BoltzmannMachine
 from lightning_modules.classifier import Classifier
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
+from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
+from lightning_modules.unrolled import DeepAutoencoder
+from lightning_modules.up_down import UpDown
 from lightning_modules.variational import VAE
 from lightning_modules.whitening import PCA, Standardize, Whitening
 
@@ -44,8 +47,11 @@ MODELS: dict[str, type[Fitted]] = {
     "boltzmann_machine": BoltzmannMachine,
     "autoencoder": Autoencoder,
     "stack": Stack,
+    "labeled_rbm": LabeledRBM,
     "dbn": DBN,
     "dbm": DBM,
+    "up_down": UpDown,
+    "deep_autoencoder": DeepAutoencoder,
     "vae": VAE,
     "gan": GAN,
     "standardize": Standardize,

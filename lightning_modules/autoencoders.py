@@ -82,7 +82,10 @@ class Autoencoder(Model, Layer):
 
     def encode(self, v: Tensor) -> Tensor:
         """(batch, num_visible) → (batch, num_hidden): the code of clean data."""
-        field = F.linear(v, self.weights.T, self.hidden_bias)
+        return self.activate(F.linear(v, self.weights.T, self.hidden_bias))
+
+    def activate(self, field: Tensor) -> Tensor:
+        """The code's nonlinearity, (…, num_hidden) → (…, num_hidden)."""
         match self.activation:
             case "sigmoid":
                 return torch.sigmoid(field)

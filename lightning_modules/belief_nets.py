@@ -2,41 +2,73 @@
 
 Symbols: h₀ = v the data, h_k the hidden units of layer k, L layers. The top RBM is an undirected prior over h_{L−1};
 every layer below keeps only its downward half p(h_{k−1} | h_k), its upward half q(h_k | h_{k−1}) infers.
-Not here: the layers themselves (`boltzmann`), growing the stack (`stack`), nets whose layers are all undirected.
+Not here: the layers themselves (`boltzmann`, `labeled`), growing the stack (`stack`), fine-tuning the whole net
+(`up_down`), nets whose layers are all undirected.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self, cast
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor
 
 from lightning_modules.boltzmann import RBM
-from lightning_modules.interfaces import ComposedModel, Effort, Encodes, HasLogProb, LogLikelihood, Samples
+from lightning_modules.interfaces import (
+    ComposedModel,
+    Effort,
+    Encodes,
+    HasLogProb,
+    LogLikelihood,
+    Samples,
+    SamplesByClass,
+)
+from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
-from lightning_modules.units import Bernoulli
+from lightning_modules.units import Bernoulli, Units
 
 
-class DBN(ComposedModel, Encodes, Samples, HasLogProb):
-    """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}).
+class Directed(Protocol):
+    """A layer of a belief net: q(h | v) by one field, p(v | h) by another, which may share their weights (an RBM)."""
 
-    stack: RBMs only, those above the lowest with Bernoulli visible units, else ValueError. It is kept, not copied.
+    @property
+    def visible_units(self) -> Units: ...
+
+    @property
+    def hidden_units(self) -> Units: ...
+
+    def hidden_field(self, v: Tensor) -> Tensor: ...
+
+    def visible_field(self, h: Tensor) -> Tensor: ...
+
+
+class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb):
+    """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}), with q(h_k | h_{k−1}) to infer.
+
+    What a DBN and a net with untied weights have in common; they say what their directed layers are.
     """
 
-    revision: ClassVar[int] = 1
+    stack: Stack
 
-    def __init__(self, *, stack: Stack) -> None:
-        super().__init__()
-        for number, layer in enumerate(stack, start=1):
-            if not isinstance(layer, RBM):
-                raise ValueError(f"every layer of a DBN is an RBM, but layer {number} is {type(layer).__name__}")
-            if number > 1 and not isinstance(layer.visible_units, Bernoulli):
-                raise ValueError(f"layer {number} of a DBN stands on binary units, so its visible must be bernoulli")
-        self.stack = stack
-        self.num_visible = stack.num_visible
-        self.num_hidden = stack.num_hidden
+    @property
+    @abstractmethod
+    def directed_layers(self) -> Sequence[Directed]:
+        """All layers but the top one, lowest first."""
+
+    @property
+    def top(self) -> RBM | LabeledRBM:
+        """The undirected layer."""
+        return cast(RBM | LabeledRBM, self.stack[-1])
+
+    @property
+    def labeled_top(self) -> LabeledRBM:
+        """The undirected layer, if it has label units, else ValueError."""
+        if not isinstance(self.top, LabeledRBM):
+            raise ValueError("this belief net has no label units; its top layer would have to be a labeled_rbm")
+        return self.top
 
     @property
     def visible_range(self) -> tuple[float, float] | None:
@@ -48,27 +80,49 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
         """That of the top layer: (0, 1)."""
         return self.stack.hidden_range
 
-    @property
-    def directed_layers(self) -> list[RBM]:
-        """All layers but the top one, lowest first."""
-        return cast(list[RBM], list(self.stack))[:-1]
+    # ---- upwards
 
-    @property
-    def top(self) -> RBM:
-        """The undirected layer."""
-        return cast(RBM, self.stack[-1])
+    def recognise(self, v: Tensor) -> Tensor:
+        """Means upwards to h_{L−1}, (batch, num_visible) → (batch, num_hidden_{L−1})."""
+        for layer in self.directed_layers:
+            v = layer.hidden_units.mean(layer.hidden_field(v))
+        return v
 
     def encode(self, v: Tensor) -> Tensor:
         """Means from the data to the top units, (batch, num_visible) → (batch, num_hidden)."""
-        return self.stack.encode(v)
+        return self.top.encode(self.recognise(v))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """log p(label | h) up to a constant, at the mean h of the units under the top layer: (batch, num_classes)."""
+        return self.labeled_top.logits(self.recognise(x))
+
+    @torch.no_grad()
+    def infer(self, x: Tensor) -> list[Tensor]:
+        """h_1 … h_{L−1}, one draw of each from q(h_k | h_{k−1}): (batch, num_hidden_k)."""
+        hidden: list[Tensor] = []
+        for layer in self.directed_layers:
+            x = layer.hidden_units.sample(layer.hidden_field(x))
+            hidden.append(x)
+        return hidden
+
+    # ---- downwards
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """`effort.num_temperatures` Gibbs steps in the top RBM, then one pass down: draws, and means at the data."""
-        mean = self.top.sample(num_samples, effort=effort)
+        return self._descend(self.top.sample(num_samples, effort=effort))
+
+    @torch.no_grad()
+    def sample_class(self, label: Tensor, *, effort: Effort) -> Tensor:
+        """As `sample`, with the label units clamped: (batch,) classes → (batch, num_visible)."""
+        return self._descend(self.labeled_top.sample_class(label, effort=effort))
+
+    def _descend(self, mean: Tensor) -> Tensor:
         for layer in reversed(self.directed_layers):
-            mean = layer.decode(layer.hidden_units.draw(mean))
+            mean = layer.visible_units.mean(layer.visible_field(layer.hidden_units.draw(mean)))
         return mean
+
+    # ---- the bound
 
     @torch.no_grad()
     def log_weights(self, x: Tensor, num_samples: int) -> Tensor:
@@ -76,15 +130,7 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
 
         Constant over h where q is the posterior, as under a top layer whose weights are the transposed ones below it.
         """
-        return torch.stack([self._log_weight(x, self._infer(x)) for _ in range(num_samples)])
-
-    def _infer(self, x: Tensor) -> list[Tensor]:
-        """h_1 … h_{L−1}, one draw of each from q(h_k | h_{k−1}): (batch, num_hidden_k)."""
-        hidden: list[Tensor] = []
-        for layer in self.directed_layers:
-            x = layer.sample_hidden(x)
-            hidden.append(x)
-        return hidden
+        return torch.stack([self._log_weight(x, self.infer(x)) for _ in range(num_samples)])
 
     def _log_weight(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
         """Σ_k [log p(h_{k−1} | h_k) − log q(h_k | h_{k−1})] − F_top(h_{L−1}), (batch,)."""
@@ -119,6 +165,39 @@ class DBN(ComposedModel, Encodes, Samples, HasLogProb):
             std_error=std_error,
             effective_sample_size=partition.effective_sample_size,
         )
+
+
+def require_belief_net(stack: Stack) -> None:
+    """ValueError for a stack that no belief net can be made of."""
+    for number, layer in enumerate(stack, start=1):
+        if isinstance(layer, LabeledRBM) and number < len(stack):
+            raise ValueError(f"label units belong in the top layer of a DBN, but layer {number} has them")
+        if not isinstance(layer, (RBM, LabeledRBM)):
+            raise ValueError(f"every layer of a DBN is an RBM, but layer {number} is {type(layer).__name__}")
+        if number > 1 and isinstance(layer, RBM) and not isinstance(layer.visible_units, Bernoulli):
+            raise ValueError(f"layer {number} of a DBN stands on binary units, so its visible must be bernoulli")
+
+
+class DBN(BeliefNet, ComposedModel):
+    """A belief net whose directed layers are the RBMs of a stack, with the same weights up and down.
+
+    stack: RBMs only, those above the lowest with Bernoulli visible units, else ValueError; the top one may have label
+    units, which `log_prob` and `sample` then sum out. It is kept, not copied.
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __init__(self, *, stack: Stack) -> None:
+        super().__init__()
+        require_belief_net(stack)
+        self.stack = stack
+        self.num_visible, self.num_hidden = stack.num_visible, stack.num_hidden
+        self.num_classes = getattr(self.top, "num_classes", None)
+
+    @property
+    def directed_layers(self) -> list[RBM]:
+        """All layers but the top one, lowest first."""
+        return cast(list[RBM], list(self.stack)[:-1])
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

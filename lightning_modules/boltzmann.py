@@ -12,7 +12,7 @@ Not here: the families of units (`units`), log Z (`likelihood`), anything deep (
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from lightning_modules.interfaces import (
     RankState,
     Samples,
     SamplesHidden,
+    StartsFromBelow,
 )
 from lightning_modules.likelihood import (
     MAX_ENUMERATED_UNITS,
@@ -42,7 +43,7 @@ from lightning_modules.likelihood import (
 from lightning_modules.units import UNITS, Bernoulli
 
 
-class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
+class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, RankState):
     """A restricted Boltzmann machine with binary hidden units.
 
     num_visible, num_hidden: at least 1.
@@ -54,6 +55,7 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
     weight_std: of the initial weights, ≥ 0 (Hinton 2010, "A practical guide to training RBMs", §8: 0.01).
     doubled: which binary units stand twice, as the layers of a deep Boltzmann machine want it while they are trained
         one by one (see `doubled`): "visible" its lowest layer's, "hidden" its top layer's, "both" those between.
+    start: "random", or "tied" to the RBM below, which must mirror this one, see `start_from_below`.
     """
 
     revision: ClassVar[int] = 1
@@ -69,6 +71,7 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         num_chains: int = 100,
         weight_std: float = 0.01,
         doubled: str = "none",
+        start: Literal["random", "tied"] = "random",
     ) -> None:
         super().__init__()
         counts = {"num_visible": num_visible, "num_hidden": num_hidden}
@@ -79,6 +82,8 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
             raise ValueError(f"visible must be one of {', '.join(UNITS)}, not {visible!r}")
         if algorithm not in ("cd", "pcd"):
             raise ValueError(f"algorithm must be cd or pcd, not {algorithm!r}")
+        if start not in ("random", "tied"):
+            raise ValueError(f"start must be random or tied, not {start!r}")
         if not weight_std >= 0:
             raise ValueError(f"weight_std must not be negative, as {weight_std} is")
         if doubled not in ("none", "visible", "hidden", "both"):
@@ -90,6 +95,7 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         self.algorithm = algorithm
         self.gibbs_steps = gibbs_steps
         self.visible, self.num_chains, self.weight_std, self.doubled = visible, num_chains, weight_std, doubled
+        self.start = start
         self.visible_units = DoubledBernoulli() if doubled in ("visible", "both") else UNITS[visible]()
         self.hidden_units = DoubledBernoulli() if doubled in ("hidden", "both") else Bernoulli()
         self.weights = nn.Parameter(weight_std * torch.randn(num_visible, num_hidden))
@@ -152,10 +158,39 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
     def start_from_data_mean(self, mean: Tensor) -> None:
         """Sets the visible bias to the base rates of the data (Hinton 2010, §8); for use before the first step.
 
-        mean: (num_visible,), of the training data.
+        mean: (num_visible,), of the training data. A tied start keeps the biases it has.
         """
+        if self.start == "tied":
+            return
         with torch.no_grad():
             self.visible_bias.copy_(self.visible_units.field_of_mean(mean.to(self.visible_bias)))
+
+    def start_from_below(self, below: Layer | None) -> None:
+        """A tied start takes the RBM below upside down: W = W_belowᵀ, b = c_below, c = b_below.
+
+        Its p(v) is then p(h) of the RBM below, so that a belief net of the two is the same model as that RBM, and the
+        variational bound starts where it was (Hinton, Osindero & Teh 2006, §4). Only training on draws of the hidden
+        units below (`hand_up: sample`) is sure to raise that bound. ValueError if there is no mirrored RBM below.
+        """
+        if self.start != "tied":
+            return
+        if not isinstance(below, RBM):
+            found = "the data" if below is None else f"a layer of class {type(below).__name__}"
+            raise ValueError(f"start: tied is the transpose of an rbm below, but it stands on {found}")
+        mirrored = (below.num_hidden, below.num_visible)
+        if (self.num_visible, self.num_hidden) != mirrored:
+            raise ValueError(
+                f"start: tied mirrors the rbm below, {below.num_visible} → {below.num_hidden}: "
+                f"num_hidden must be {below.num_visible}, not {self.num_hidden}"
+            )
+        ours, theirs = (self.visible_units, self.hidden_units), (below.hidden_units, below.visible_units)
+        if [type(units) for units in ours] != [type(units) for units in theirs]:
+            names = " and ".join(type(units).__name__ for units in theirs)
+            raise ValueError(f"start: tied mirrors the rbm below: its visible and hidden units must be {names}")
+        with torch.no_grad():
+            self.weights.copy_(below.weights.t())
+            self.visible_bias.copy_(below.hidden_bias)
+            self.hidden_bias.copy_(below.visible_bias)
 
     def losses(self, batch: Batch) -> Losses:
         """{"loss": mean F(data) − mean F(model samples)} in nats, and a monitor; batch: (batch, num_visible).

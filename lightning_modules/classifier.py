@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.interfaces import Batch, Encodes, Losses, Model
+from lightning_modules.interfaces import Batch, Classifies, Encodes, Losses, Model
 from lightning_modules.stack import Stack
 
 
-class Classifier(Model, Encodes):
+class Classifier(Model, Encodes, Classifies):
     """p(label | x) = softmax(W code(x) + b), the code being the stack's; the loss is − log p(label | x) in nats.
 
     Batches are {"x": (batch, num_visible), "label": (batch,) integers below num_classes}. Arguments: `dropout` in

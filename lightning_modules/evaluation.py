@@ -11,12 +11,12 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import lightning_modules as registry
 from conf.errors import InputError, show
@@ -24,12 +24,22 @@ from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
-from lightning_modules.classifier import Classifier
-from lightning_modules.interfaces import Effort, Encodes, Fitted, HasLogProb, Layer, Measures, Samples
+from lightning_modules.interfaces import (
+    Classifies,
+    Effort,
+    Encodes,
+    Fitted,
+    HasLogProb,
+    Layer,
+    Measures,
+    Samples,
+    SamplesByClass,
+    labeled,
+)
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Rescales, Stack
 
-NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS = 64, 100, 16
+NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS, NUM_CLASSES = 64, 100, 16, 16
 EXAMPLES_AT_A_TIME = 2000
 Tell = Callable[[dict[str, Any]], None]
 Measured = tuple[str, dict[str, float], dict[str, Any]]
@@ -60,8 +70,11 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
         shown = x[:NUM_RECONSTRUCTIONS]
         _figure(folder, "reconstructions", reader, originals=shown, reconstructions=decode(model.encode(shown)))
-    if isinstance(model, Classifier):
-        metrics[f"{name}/error"] = percent_wrong(model, reader, parts[name][:], reader.labels())
+    joint = density if density is not None else model
+    if labeled(joint):
+        labels, samples = reader.labels(), parts[name][:]
+        if not isinstance(joint, SamplesByClass) or (labels[samples] >= 0).any():
+            metrics[f"{name}/error"] = percent_wrong(joint, reader, samples, labels)
     if isinstance(model, Stack) and isinstance(top := model[-1], Measures):
         for held_out in [part for part in ("validation", "test") if len(parts[part]) > 1] or [name]:
             samples = some(parts[held_out], job.evaluate.num_examples, "evaluate")
@@ -77,11 +90,17 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         drawn = sampler.sample(NUM_SAMPLES, effort=Effort(num_temperatures=job.evaluate.gibbs_steps))
         _figure(folder, "samples", reader, images=drawn)
         _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
+    if isinstance(joint, SamplesByClass) and joint.num_classes is not None:
+        seed_torch(job.seed, "evaluate", "sample_class")
+        side = min(joint.num_classes, NUM_CLASSES)
+        label = torch.arange(side).repeat_interleave(side)  # a square, one class a row
+        drawn = joint.sample_class(label, effort=Effort(num_temperatures=job.evaluate.gibbs_steps))
+        _figure(folder, "samples_by_class", reader, images=drawn)
     return _kind(model), metrics, details
 
 
 @torch.no_grad()
-def percent_wrong(classifier: Classifier, reader: Reader, samples: np.ndarray, labels: np.ndarray) -> float:
+def percent_wrong(classifier: Classifies, reader: Reader, samples: np.ndarray, labels: np.ndarray) -> float:
     """Of the labeled ones among these samples, how many get another class than their label as the most probable one.
 
     labels: of all samples, −1 where missing. Errors: InputError if none has one, or there are other classes.
@@ -92,7 +111,7 @@ def percent_wrong(classifier: Classifier, reader: Reader, samples: np.ndarray, l
         raise InputError(f"{shards}: none of the samples to measure errors by has a label")
     if classes != classifier.num_classes:
         raise InputError(f"{shards}: labels of {classes} classes, but the classifier tells {classifier.num_classes}")
-    classifier.eval().cpu()
+    cast(nn.Module, classifier).eval().cpu()
     wrong = 0
     for start in range(0, len(samples), EXAMPLES_AT_A_TIME):
         part = samples[start : start + EXAMPLES_AT_A_TIME]

@@ -1,7 +1,8 @@
 """The two axes every model is placed on, and what an answer about likelihood must say.
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
-Axis 2, what it can do: any of `Encodes`, `Layer`, `SamplesHidden`, `Samples`, `HasLogProb`, `Measures`, `RankState`.
+Axis 2, what it can do: any of `Encodes`, `Layer`, `StartsFromBelow`, `SamplesHidden`, `Samples`, `Classifies`,
+`SamplesByClass`, `HasLogProb`, `Measures`, `RankState`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -15,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeGuard
 
 from torch import Tensor, nn
 
@@ -150,6 +151,17 @@ class Layer(Encodes):
         """(batch, num_hidden) → (batch, num_visible): the way back, a mean."""
 
 
+class StartsFromBelow(ABC):
+    """A layer whose parameters may start from those of the layer it will stand on."""
+
+    @abstractmethod
+    def start_from_below(self, below: Layer | None) -> None:
+        """Called once, before training; `below`: the finished layer under it, None where it learns from the data.
+
+        ValueError where it is to start from a layer and this is none that it can start from.
+        """
+
+
 class SamplesHidden(ABC):
     """Has stochastic hidden units, so that a layer above may be trained on samples of them."""
 
@@ -164,6 +176,24 @@ class Samples(ABC):
     @abstractmethod
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """→ (num_samples, num_visible): the mean given the last latent draw, where there is one."""
+
+
+class Classifies(ABC):
+    """Tells classes apart, as learned from batches {"x": (batch, num_visible), "label": (batch,) integers}."""
+
+    num_classes: int | None  # None: this one was put together without labels and tells nothing
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch, num_classes): log p(label | x) up to a constant per example, no noise."""
+
+
+class SamplesByClass(Classifies):
+    """A joint model of data and their labels."""
+
+    @abstractmethod
+    def sample_class(self, label: Tensor, *, effort: Effort) -> Tensor:
+        """One draw of data of each class, (batch,) integers → (batch, num_visible): as `Samples.sample`."""
 
 
 class HasLogProb(ABC):
@@ -194,3 +224,8 @@ class RankState(ABC):
 
     @abstractmethod
     def load_rank_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+def labeled(model: object) -> TypeGuard[Classifies]:
+    """Whether it learns from labels, or can be measured by them."""
+    return isinstance(model, Classifies) and model.num_classes is not None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lightning_modules as registry
 from conf.journal import read as read_journal
 from conf.protocol import Inputs, TrainJob
@@ -13,7 +15,7 @@ from data.loading import Mixed, ShardData
 from data.selection import Selection
 from data.shards import Manifest, Reader
 from data.splits import divide, some
-from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StreamingModel
+from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StartsFromBelow, StreamingModel
 from lightning_modules.passes import fit_in_one_pass
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
@@ -35,6 +37,8 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
         model, below = registry.build_on(below, job.spec), None
     else:
         model = registry.build(job.spec)
+        if isinstance(model, StartsFromBelow):
+            model.start_from_below(below[-1] if below is not None else None)
     if isinstance(model, StreamingModel):
         steps, facts = fit_in_one_pass(job, model, below, tell)
     elif not isinstance(model, ComposedModel):
@@ -72,9 +76,13 @@ def _parts(inputs: Inputs) -> dict[str, Selection]:
 def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Training:
     inputs, train = job.inputs, job.train
     parts = _parts(inputs)
+    if job.labeled:
+        labels = Reader(Path(inputs.shards)).labels()
+        parts |= {name: Selection.of(part[:][labels[part[:]] >= 0]) for name, part in parts.items()}
     data = ShardData(
         shards=Path(inputs.shards),
         samples=parts["train"],
+        labeled=job.labeled,
         batch_size=train.batch_size,
         epochs=train.epochs,
         seed=job.seed,
@@ -85,6 +93,8 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         mixed=[Mixed(Path(one.shards), _parts(one)["train"], one.weight, one.without) for one in job.mixed],
     )
     held_out = some(parts["validation"], VALIDATION_EXAMPLES, "validation")
+    x = data.examples(held_out)
+    validation = {"x": x, "label": torch.from_numpy(labels[held_out])} if job.labeled else x
     return fit(
         model,  # type: ignore[arg-type]
         data,
@@ -94,6 +104,6 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         folder=Path(job.folder),
         below=below,
         hand_up=job.hand_up,
-        validation=data.examples(held_out) if len(held_out) else None,
+        validation=validation if len(held_out) else None,
         progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
     )

@@ -24,7 +24,9 @@ from lightning_modules.interfaces import (
     Layer,
     Samples,
     SamplesHidden,
+    StartsFromBelow,
     StreamingModel,
+    labeled,
 )
 from lightning_modules.passes import num_batches
 from lightning_modules.stack import Stack
@@ -95,17 +97,18 @@ def _plan_model(
     kind, arguments = stage.model.kind, stage.model.arguments
     width = below.num_hidden if below else _product(description.shape)
     takes = _signature(name, kind)
+    known = {"num_visible": width, "num_classes": description.num_classes}
+    filled: dict[str, Any] = {argument: value for argument, value in known.items() if argument in takes} | arguments
+    if "num_classes" in takes:
+        _check_labels(name, kind, recipe, description)
     made_of_stack = registry.made_of_stack(kind)
     if made_of_stack:
         if below is None:
             raise InputError(f"stage {name}: a {kind} is made of a stack; say which one, `on: STAGE`")
-        spec: dict[str, Any] = {"kind": kind, "arguments": arguments | {"stack": registry.spec_of(below)}}
-    else:
-        filled = {"num_visible": width} | arguments if "num_visible" in takes else arguments
-        spec = {"kind": kind, "arguments": filled}
+        filled["stack"] = registry.spec_of(below)
     try:
         with torch.device("meta"):
-            model = registry.build(spec)
+            model = registry.build({"kind": kind, "arguments": filled})
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
     spec = registry.spec_of(model)  # type: ignore[arg-type]
@@ -113,6 +116,11 @@ def _plan_model(
         raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")
     if below is not None and not made_of_stack:
         _check_stands_on(name, stage, kind, model, below)
+    if isinstance(model, StartsFromBelow):
+        try:
+            model.start_from_below(below[-1] if below is not None else None)
+        except ValueError as error:
+            raise InputError(f"stage {name}: {error}") from None
     settings = recipe.stages[name].train
     if not isinstance(model, ComposedModel):
         if not made_of_stack:
@@ -128,7 +136,10 @@ def _plan_model(
         raise InputError(
             f"stage {name}: a {kind} is fitted in one pass over one data set; name it, one of {list(weights)}"
         )
-    fitted, samples = not isinstance(model, ComposedModel), description.sizes["train"]
+    if labeled(model):
+        _check_labels(name, kind, recipe, description, model.num_classes)
+    fitted = not isinstance(model, ComposedModel)
+    samples = description.labeled if labeled(model) else description.sizes["train"]
     steps = settings.epochs * -(-samples // min(settings.batch_size, samples))
     if isinstance(model, StreamingModel):
         steps = num_batches(samples, model, below)
@@ -143,6 +154,7 @@ def _plan_model(
         samples=samples if fitted else 0,
         steps=steps if fitted else 0,
         one_pass=isinstance(model, StreamingModel),
+        labeled=labeled(model),
     )
 
 
@@ -195,6 +207,24 @@ def _signature(name: str, kind: str) -> list[str]:
         except ValueError as error:
             raise InputError(f"stage {name}: {error}") from None
     return list(inspect.signature(registry.MODELS[kind]).parameters)
+
+
+def _check_labels(
+    name: str, kind: str, recipe: Recipe, description: Description, num_classes: int | None = None
+) -> None:
+    """`num_classes`: the model's, once it is there."""
+    if description.num_classes < 2 or description.labeled == 0:
+        raise InputError(
+            f"stage {name}: a {kind} learns from labels of two classes or more, "
+            f"found {description.labeled} labeled training samples of {description.num_classes}"
+        )
+    if num_classes not in (None, description.num_classes):
+        raise InputError(
+            f"stage {name}: this {kind} tells {num_classes} classes, but the data have {description.num_classes}; "
+            f"leave num_classes out"
+        )
+    if len(weights := recipe.mixture(name)) > 1:
+        raise InputError(f"stage {name}: a {kind} learns from labels of one data set; name it, one of {list(weights)}")
 
 
 def _check_reads(name: str, stage: Stage, description: Description, below: Stack) -> None:

@@ -32,7 +32,7 @@ from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from data.splits import some
 from lightning_modules.checkpoint import Checkpoints, Saved
-from lightning_modules.interfaces import Losses, Model, Phase, PhasedModel, RankState
+from lightning_modules.interfaces import Batch, Losses, Model, Phase, PhasedModel, RankState
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -57,7 +57,7 @@ class Training(pl.LightningModule):
         saved: Saved | None,
         below: Stack | None = None,
         hand_up: str = "mean",
-        validation: Tensor | None = None,
+        validation: Batch | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -146,8 +146,12 @@ class Training(pl.LightningModule):
     # What a step is made of.
 
     def _inputs(self, step: Step) -> Any:
-        x = self.from_data(step.x)
-        return x if step.label is None else {"x": x, "label": step.label}
+        return self._learned_from(step.x if step.label is None else {"x": step.x, "label": step.label})
+
+    def _learned_from(self, batch: Batch) -> Batch:
+        if isinstance(batch, Tensor):
+            return self.from_data(batch)
+        return {**batch, "x": self.from_data(batch["x"])}
 
     def from_data(self, x: Tensor) -> Tensor:
         """Scaled data → what the model learns from: binarized if asked, then handed up by the stack below."""
@@ -216,7 +220,8 @@ class Training(pl.LightningModule):
         seed_torch(self.seed, "validation", done)
         self.model.eval()
         assert self.validation is not None
-        losses = self.model.losses(self.from_data(self.validation.to(self.device)))
+        held_out = self.transfer_batch_to_device(self.validation, self.device, 0)
+        losses = self.model.losses(self._learned_from(held_out))
         self.model.train()
         if isinstance(self.model, RankState):
             self.model.load_rank_state(kept)
@@ -304,7 +309,7 @@ def fit(
     folder: Path | None = None,
     below: Stack | None = None,
     hand_up: str = "mean",
-    validation: Tensor | None = None,
+    validation: Batch | None = None,
     progress: Progress | None = None,
 ) -> Training:
     """Trains `model` in place to the end, from the newest checkpoint in `folder` if there is one.

@@ -41,6 +41,7 @@ def stored(inputs: Inputs, samples: int) -> np.ndarray:
 
 def learned(job: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     told: list[dict[str, Any]] = []
+    folder.mkdir(parents=True, exist_ok=True)
     answer = learn(job.model_copy(update={"folder": str(folder)}), told.append, save=True)
     return registry.load(folder / "model"), answer | {"told": told}
 

@@ -142,17 +142,20 @@ def inputs(folder: Path) -> Inputs:
 
 
 def train_job(read: Inputs, kind: str, train: dict[str, Any], below: Path | None = None, **arguments: Any) -> TrainJob:
-    spec = registry.complete({"kind": kind, "arguments": arguments})
+    spec = {"kind": kind, "arguments": arguments}
+    if not registry.made_of_stack(kind):
+        spec = registry.complete(spec)
     settings = {"threads": 1, "epochs": 2, "log_steps": 5, "checkpoint_steps": 7, "accelerator": "cpu"}
     return TrainJob(
         stage="some",
         spec=spec,
-        revision=registry.revision(spec),
+        revision=1 if registry.made_of_stack(kind) else registry.revision(spec),
         below=standing_on(below) if below else None,
         hand_up="sample" if below else "mean",
         inputs=read,
         train=Train(**settings | train),
         seed=1,
+        labeled=kind == "labeled_rbm",
     )
 
 

@@ -29,11 +29,8 @@ def random_rbm(num_visible: int, num_hidden: int, visible: str = "bernoulli") ->
 
 def tied_transpose(rbm: RBM) -> RBM:
     """The layer that may be put on top without changing the model: its visible units are the hidden ones of `rbm`."""
-    above = random_rbm(rbm.num_hidden, rbm.num_visible)
-    with torch.no_grad():
-        above.weights.copy_(rbm.weights.t())
-        above.visible_bias.copy_(rbm.hidden_bias)
-        above.hidden_bias.copy_(rbm.visible_bias)
+    above = RBM(num_visible=rbm.num_hidden, num_hidden=rbm.num_visible, start="tied").double()
+    above.start_from_below(rbm)
     return above
 
 
@@ -96,6 +93,59 @@ def test_a_layer_of_tied_transposed_weights_leaves_the_bound_unchanged(depth: in
     before, after = dbn_of(*layers), dbn_of(*layers, tied_transpose(layers[-1]))
     for x in all_states(5)[::7]:
         assert exact_bound(after, x) == pytest.approx(exact_bound(before, x), abs=1e-4)
+
+
+def test_a_tied_start_survives_the_start_from_data_means() -> None:
+    below = random_rbm(5, 4)
+    above = tied_transpose(below)
+    above.start_from_data_mean(torch.full((4,), 0.3))
+    assert torch.equal(above.visible_bias, below.hidden_bias) and torch.equal(above.hidden_bias, below.visible_bias)
+    assert torch.equal(above.weights, below.weights.t())
+
+
+def test_training_a_tied_layer_raises_the_bound_by_what_it_learns() -> None:
+    """E_q log p_top(h_1), raised by exact gradients over what a stack hands up as samples, lifts the bound as much."""
+    below = random_rbm(5, 4)
+    below.weights.data *= 3  # the code depends on the data
+    data = all_states(5)[torch.tensor([3, 12, 17, 30])]
+    above = tied_transpose(below)
+    dbn, hidden = dbn_of(below, above), all_states(4)
+    log_q = below.hidden_units.log_prob(hidden, below.hidden_field(data)[:, None]).detach()
+    share = log_q.exp().mean(0)  # q(h_1) over the data
+
+    def bound() -> float:
+        return sum(exact_bound(dbn, x) for x in data) / len(data)
+
+    before, expected_before = bound(), (share @ above.log_prob(hidden, effort=Effort()).nats).item()
+    optimizer = torch.optim.SGD(above.parameters(), lr=0.2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        free_energy = above.free_energy(hidden)
+        (share @ free_energy + (-free_energy).logsumexp(0)).backward()
+        optimizer.step()
+    gain = (share @ above.log_prob(hidden, effort=Effort()).nats).item() - expected_before
+    assert gain > 0.5
+    assert bound() == pytest.approx(before + gain, abs=1e-8)
+
+
+def test_a_tied_start_needs_a_mirrored_rbm() -> None:
+    def tied(num_visible: int, num_hidden: int, **arguments: str) -> RBM:
+        return RBM(num_visible=num_visible, num_hidden=num_hidden, start="tied", **arguments)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="mirrors the rbm below, 5 → 4: num_hidden must be 5, not 6"):
+        tied(4, 6).start_from_below(random_rbm(5, 4))
+    with pytest.raises(ValueError, match="the transpose of an rbm below, but it stands on the data"):
+        tied(4, 5).start_from_below(None)
+    with pytest.raises(ValueError, match="but it stands on a layer of class Identity"):
+        tied(4, 4).start_from_below(Identity())
+    with pytest.raises(ValueError, match="its visible and hidden units must be Bernoulli and Gaussian"):
+        tied(4, 5).start_from_below(random_rbm(5, 4, "gaussian"))
+    with pytest.raises(ValueError, match="start must be random or tied, not 'tide'"):
+        RBM(num_visible=4, num_hidden=5, start="tide")  # type: ignore[arg-type]
+    random = RBM(num_visible=4, num_hidden=5)
+    weights = random.weights.clone()
+    random.start_from_below(random_rbm(5, 4))
+    assert torch.equal(random.weights, weights)
 
 
 def test_bound_is_exact_without_noise_where_q_is_the_posterior() -> None:

@@ -44,13 +44,21 @@ def jobs(read: Inputs, layer1: Path) -> dict[str, Any]:
         "chains": train_job(read, "rbm", pcd, num_visible=64, num_hidden=24, algorithm="pcd", num_chains=30),
         "two optimizers": train_job(read, "gan", adam, num_visible=64, num_latent=4),
         "layer on a stack": train_job(read, "rbm", {}, layer1, num_visible=20, num_hidden=10),
+        "labels and their chains": train_job(
+            read, "labeled_rbm", pcd, num_visible=64, num_hidden=9, num_classes=10, algorithm="pcd", num_chains=30
+        ),
+        "made of a stack": train_job(read, "deep_autoencoder", adam, layer1),
         "noise and binarization": train_job(
             read, "vae", adam | {"binarize": "sample"}, num_visible=64, num_latent=3, hidden=[16]
         ),
     }
 
 
-@pytest.mark.parametrize("name", ["chains", "two optimizers", "layer on a stack", "noise and binarization"])
+@pytest.mark.parametrize(
+    "name",
+    ["chains", "two optimizers", "layer on a stack", "labels and their chains", "made of a stack",
+     "noise and binarization"],
+)  # fmt: skip
 def test_killed_at_any_step_the_rest_is_the_same(
     template: Stages, read: Inputs, layer1: Path, tmp_path: Path, name: str
 ) -> None:

@@ -1,0 +1,128 @@
+"""Deep autoencoders: a pretrained stack unrolled into an encoder and a decoder, fine-tuned together by
+back-propagation (Hinton & Salakhutdinov 2006, Science 313).
+
+Symbols: h₀ = v the data, h_k the code of layer k, L layers, ĥ_k the decoder's idea of h_k. What is NOT here: the layers
+themselves and their pretraining (`boltzmann`, `autoencoders`), rectifying or noisy codes (`Autoencoder`'s own loss).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_modules.autoencoders import Autoencoder
+from lightning_modules.boltzmann import RBM
+from lightning_modules.interfaces import Batch, Layer, Losses, Model
+from lightning_modules.stack import Stack
+from lightning_modules.units import Bernoulli
+
+Unrollable = RBM | Autoencoder
+
+
+class DeepAutoencoder(Model, Layer):
+    """Up through the stack's layers, down through their mirror image:
+
+    h_k = f_k(h_{k−1} W_k + c_k),   ĥ_L = h_L,   ĥ_{k−1} = f_{k−1}(ĥ_k D_k + b_k),   v̂ = ĥ₀
+
+    f_k is the nonlinearity of layer k's code (a linear one for Gaussian units), f₀ that of the lowest layer's decoder:
+    a sigmoid for binary data, else none. D_k starts as W_kᵀ and goes its own way afterwards.
+
+    stack: RBMs and tied autoencoders, trained or not. It is kept, not copied: its weights and hidden biases become the
+    encoder's, its visible biases the decoder's.
+    loss: cross_entropy − Σ_i v_i log v̂_i + (1 − v_i) log(1 − v̂_i), for data in [0, 1], or squared_error
+        ½ Σ_i (v_i − v̂_i)², nats up to a constant.
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __init__(self, *, stack: Stack, loss: Literal["cross_entropy", "squared_error"] = "cross_entropy") -> None:
+        super().__init__()
+        for number, layer in enumerate(stack, start=1):
+            if not isinstance(layer, (RBM, Autoencoder)) or not getattr(layer, "tied", True):
+                found = f"untied {type(layer).__name__}" if isinstance(layer, Autoencoder) else type(layer).__name__
+                raise ValueError(
+                    f"a deep autoencoder unrolls RBMs and tied autoencoders, but layer {number} is {found}"
+                )
+        self.stack, self.loss = stack, loss
+        self.num_visible, self.num_hidden = stack.num_visible, stack.num_hidden
+        if loss == "cross_entropy" and not self._binary:
+            raise ValueError("cross_entropy needs a lowest layer of binary data; choose loss: squared_error")
+        self.decoder_weights = nn.ParameterList(
+            layer.weights.detach().t().clone(memory_format=torch.contiguous_format) for layer in self._layers
+        )
+
+    @property
+    def _layers(self) -> list[Unrollable]:
+        return cast(list[Unrollable], list(self.stack))
+
+    @property
+    def _binary(self) -> bool:
+        """Whether the output is a sigmoid of its field."""
+        lowest = self._layers[0]
+        return (
+            isinstance(lowest.visible_units, Bernoulli) if isinstance(lowest, RBM) else lowest.loss == "cross_entropy"
+        )
+
+    @property
+    def visible_range(self) -> tuple[float, float] | None:
+        """That of the lowest layer; squared errors can be had of any data, but a sigmoid reaches only [0, 1]."""
+        return self.stack.visible_range
+
+    @property
+    def hidden_range(self) -> tuple[float, float] | None:
+        """That of the top layer."""
+        return self.stack.hidden_range
+
+    def losses(self, batch: Batch) -> Losses:
+        """{"loss", "reconstruction_error": ‖v − v̂‖²}, both means per example; `loss` in nats."""
+        v = batch
+        assert isinstance(v, Tensor)  # (batch, num_visible)
+        field = self._output_field(self.encode(v))
+        squared_error = (v - self._output_mean(field)).square().sum(1).mean()
+        if self.loss == "squared_error":
+            return {"loss": squared_error / 2, "reconstruction_error": squared_error.detach()}
+        loss = F.binary_cross_entropy_with_logits(field, v, reduction="none").sum(1).mean()
+        return {"loss": loss, "reconstruction_error": squared_error.detach()}
+
+    def encode(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch, num_hidden)."""
+        return self.stack.encode(v)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """(batch, num_hidden) → (batch, num_visible)."""
+        return self._output_mean(self._output_field(h))
+
+    def _output_field(self, h: Tensor) -> Tensor:
+        """The field of v̂, (batch, num_hidden) → (batch, num_visible)."""
+        layers = self._layers
+        for height in range(len(layers) - 1, -1, -1):
+            field = torch.addmm(layers[height].visible_bias, h, self.decoder_weights[height])
+            if height > 0:
+                below = layers[height - 1]
+                h = below.hidden_units.mean(field) if isinstance(below, RBM) else below.activate(field)
+        return field
+
+    def _output_mean(self, field: Tensor) -> Tensor:
+        lowest = self._layers[0]
+        if isinstance(lowest, RBM):
+            return lowest.visible_units.mean(field)
+        return torch.sigmoid(field) if self._binary else field
+
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Makes the untrained twin in place, see `Stack.randomize`; the decoder starts as the encoder's transpose."""
+        self.stack.randomize()
+        for layer, weights in zip(self._layers, self.decoder_weights, strict=True):
+            weights.copy_(layer.weights.t())
+
+    @classmethod
+    def example(cls) -> tuple[Self, Batch]:
+        """A sigmoid layer under a linear one, and two samples."""
+        layers = [
+            Autoencoder(num_visible=6, num_hidden=4),
+            Autoencoder(num_visible=4, num_hidden=2, activation="linear"),
+        ]
+        return cls(stack=Stack(layers=layers)), torch.tensor([[0.0, 1, 0.5, 0, 1, 0.25], [1, 0, 0, 0.75, 1, 0]])
