@@ -114,7 +114,7 @@ class EvaluateJob(Strict):
     evaluate: Evaluate
     train: Train  # placement only
     seed: int
-    revision: int = 1  # of the measurements
+    revision: int = 2  # of the measurements
 
     def identity(self) -> dict[str, Any]:
         return {
