@@ -39,6 +39,7 @@ from lightning_modules.likelihood import (
     annealed_importance_sampling,
     enumerated_log_partition,
     normalized,
+    reverse_starts,
 )
 from lightning_modules.units import UNITS, Bernoulli
 
@@ -271,8 +272,8 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         """log Z, exact where the hidden or the Bernoulli visible units are at most 20, else estimated by AIS.
 
         examples: (any, num_visible), data near which the model should put its mass; an estimate then also has one from
-        the other side, `reverse`, of chains that begin at some of them and first take `effort.num_temperatures` / 10
-        Gibbs steps.
+        the other side, `reverse`, of chains that begin where `effort.num_temperatures` Gibbs steps lead from some of
+        them.
         """
         enumerable = self.num_visible if isinstance(self.visible_units, Bernoulli) else self.num_hidden
         if min(enumerable, self.num_hidden) > MAX_ENUMERATED_UNITS:
@@ -288,10 +289,11 @@ class RBM(Model, Layer, SamplesHidden, HasLogProb, Samples, RankState):
         )
 
     def _annealing_back(self, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
-        v = examples[torch.randint(len(examples), (effort.num_chains,), device=examples.device)]
-        for _ in range(effort.num_temperatures // 10):
+        num_starts, chains_per_start = reverse_starts(effort)
+        v = examples[torch.randint(len(examples), (num_starts,), device=examples.device)]
+        for _ in range(effort.num_temperatures):
             v = self.sample_visible(self.sample_hidden(v))
-        return self.annealing(effort.num_chains, base_field, start=v)
+        return self.annealing(len(v) * chains_per_start, base_field, start=v.repeat_interleave(chains_per_start, dim=0))
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
