@@ -12,6 +12,7 @@ Not here: the families of units (`units`), log Z (`likelihood`), anything deep (
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lightning_modules.annealing import RBMAnnealing
 from lightning_modules.doubled import DoubledBernoulli
 from lightning_modules.interfaces import (
     Batch,
@@ -35,10 +37,13 @@ from lightning_modules.interfaces import (
 )
 from lightning_modules.likelihood import (
     MAX_ENUMERATED_UNITS,
+    PILOT_CHAINS,
     Annealing,
     LogPartition,
     annealed_importance_sampling,
     enumerated_log_partition,
+    normalized,
+    reverse_starts,
 )
 from lightning_modules.units import UNITS, Bernoulli
 
@@ -58,7 +63,7 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
     start: "random", or "tied" to the RBM below, which must mirror this one, see `start_from_below`.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -101,6 +106,8 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
         self.weights = nn.Parameter(weight_std * torch.randn(num_visible, num_hidden))
         self.visible_bias = nn.Parameter(torch.zeros(num_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
+        self.base_field: Tensor
+        self.register_buffer("base_field", torch.zeros(num_visible))
         self._chains: Tensor | None = None
         if algorithm == "pcd":
             self._chains = self.visible_units.sample(torch.zeros(num_chains, num_visible))
@@ -158,12 +165,13 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
     def start_from_data_mean(self, mean: Tensor) -> None:
         """Sets the visible bias to the base rates of the data (Hinton 2010, §8); for use before the first step.
 
-        mean: (num_visible,), of the training data. A tied start keeps the biases it has.
+        mean: (num_visible,), of the training data. Its field is kept as `base_field`, where annealing starts; a tied
+            start keeps the biases it has.
         """
-        if self.start == "tied":
-            return
         with torch.no_grad():
-            self.visible_bias.copy_(self.visible_units.field_of_mean(mean.to(self.visible_bias)))
+            self.base_field.copy_(self.visible_units.field_of_mean(mean.to(self.visible_bias)))
+            if self.start != "tied":
+                self.visible_bias.copy_(self.base_field)
 
     def start_from_below(self, below: Layer | None) -> None:
         """A tied start takes the RBM below upside down: W = W_belowᵀ, b = c_below, c = b_below.
@@ -285,31 +293,40 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
     @torch.no_grad()
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """E[v | h] after `effort.num_temperatures` Gibbs steps, one independent chain per sample, from base rates."""
-        v = self.visible_units.sample(self.visible_bias.expand(num_samples, -1))
+        v = self.visible_units.sample(self._start_field().expand(num_samples, -1))
         for _ in range(effort.num_temperatures - 1):
             v = self.sample_visible(self.sample_hidden(v))
         return self.decode(self.sample_hidden(v))
 
     @torch.no_grad()
-    def annealing(self, num_chains: int, base_field: Tensor | None = None) -> Annealing:
-        """Chains for annealed importance sampling, drawn at β = 0.
+    def annealing(self, num_chains: int, base_field: Tensor | None = None, *, start: Tensor | None = None) -> Annealing:
+        """Chains for annealed importance sampling, drawn at β = 0, or for its reverse, standing at `start`.
 
-        base_field: (num_visible,), the field of the independent visible units they start from. The default, the visible
-        bias, makes the answer a function of the model alone. The log odds of the data's means halved the error on a
-        machine trained by CD on MNIST and gained nothing on one trained by PCD.
+        base_field: (num_visible,), the field of the independent visible units at β = 0; by default that of the training
+        data's means, or the visible bias where `start_from_data_mean` never said.
+        start: (num_chains, num_visible).
         """
-        return _RBMAnnealing(self, num_chains, base_field)
+        return RBMAnnealing(self, num_chains, self._start_field() if base_field is None else base_field, start)
+
+    def _start_field(self) -> Tensor:
+        return self.base_field if self.base_field.any() else self.visible_bias
 
     @torch.no_grad()
-    def log_partition(self, *, effort: Effort, base_field: Tensor | None = None) -> LogPartition:
+    def log_partition(
+        self, *, effort: Effort, base_field: Tensor | None = None, examples: Tensor | None = None
+    ) -> LogPartition:
         """log Z, exact where the hidden or the Bernoulli visible units are at most 20, else estimated by AIS.
 
-        Doubled units are not enumerated.
+        examples: (any, num_visible), data near which the model should put its mass; an estimate then also has one from
+        the other side, `reverse`, of chains that begin where `effort.num_temperatures` Gibbs steps lead from some of
+        them. Doubled units are not enumerated.
         """
         num_visible = self.num_visible if isinstance(self.visible_units, Bernoulli) else math.inf
         num_hidden = self.num_hidden if isinstance(self.hidden_units, Bernoulli) else math.inf
         if min(num_visible, num_hidden) > MAX_ENUMERATED_UNITS:
-            return annealed_importance_sampling(self.annealing(effort.num_chains, base_field), effort)
+            back = None if examples is None else self._annealing_back(examples, effort, base_field)
+            chains, pilot = (self.annealing(number, base_field) for number in (effort.num_chains, PILOT_CHAINS))
+            return annealed_importance_sampling(chains, effort, pilot=pilot, back=back)
         if num_visible < num_hidden:
             return enumerated_log_partition(lambda v: -self.free_energy(v), self.num_visible, like=self.weights)
         return enumerated_log_partition(
@@ -318,22 +335,24 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
             like=self.weights,
         )
 
+    def _annealing_back(self, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
+        num_starts, chains_per_start = reverse_starts(effort)
+        v = examples[torch.randint(len(examples), (num_starts,), device=examples.device)]
+        for _ in range(effort.num_temperatures):
+            v = self.sample_visible(self.sample_hidden(v))
+        return self.annealing(len(v) * chains_per_start, base_field, start=v.repeat_interleave(chains_per_start, dim=0))
+
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
         """−F(x) − log Z, (batch,) nats. A call costs one `log_partition`: hand over a whole data set at once.
 
         Of doubled visible units: the log-probability that both copies are x, a lower bound of that of one.
         """
-        partition = self.log_partition(effort=effort)
-        doubled = isinstance(self.visible_units, DoubledBernoulli)
-        return LogLikelihood(
-            nats=-self.free_energy(x) - partition.nats,
-            kind="lower_bound" if doubled and partition.kind == "exact" else partition.kind,
-            estimator=f"both copies of the visible units, {partition.estimator}" if doubled else partition.estimator,
-            effort=effort,
-            std_error=partition.std_error,
-            effective_sample_size=partition.effective_sample_size,
-        )
+        found = normalized(-self.free_energy(x), self.log_partition(effort=effort, examples=x), effort)
+        if not isinstance(self.visible_units, DoubledBernoulli):
+            return found
+        kind: Literal["lower_bound", "estimate"] = "lower_bound" if found.kind == "exact" else "estimate"
+        return replace(found, kind=kind, estimator=f"both copies of the visible units, {found.estimator}")
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:
@@ -375,36 +394,3 @@ class _WeightedFreeEnergy(torch.autograd.Function):
         share = -grad * share
         shared_hidden = share[:, None] * hidden_mean
         return statistic.t() @ shared_hidden, share @ statistic, shared_hidden.sum(0), None, None, None, None
-
-
-class _RBMAnnealing(Annealing):
-    """Chains of a machine whose parameters grow from independent visible units (β = 0) to their own values (β = 1):
-
-    p_β(v) ∝ exp(log_base(v) + T(v)·((1−β) b₀ + β b)) Π_j (1 + exp β(c + T(v)W)_j)
-    (Salakhutdinov & Murray 2008, ICML, with hidden units of field zero at the start).
-    """
-
-    def __init__(self, rbm: RBM, num_chains: int, base_field: Tensor | None) -> None:
-        self._rbm = rbm
-        self._base_field = rbm.visible_bias if base_field is None else base_field.to(rbm.visible_bias)
-        units, no_field = rbm.visible_units, torch.zeros_like(rbm.hidden_bias)
-        self.log_partition_at_start = float(
-            units.log_partition(self._base_field) + rbm.hidden_units.log_partition(no_field)
-        )
-        self._set(units.sample(self._base_field.expand(num_chains, -1)))
-
-    def _set(self, v: Tensor) -> None:
-        self._hidden_field = self._rbm.hidden_field(v)
-        self._visible_gain = self._rbm.visible_units.statistic(v) @ (self._rbm.visible_bias - self._base_field)
-
-    def log_ratio(self, beta: float, next_beta: float) -> Tensor:
-        """log p*_next(v) − log p*_β(v) of each chain, (num_chains,)."""
-        field = self._hidden_field
-        hidden_gain = functional.softplus(next_beta * field).sub_(functional.softplus(beta * field)).sum(-1)
-        copies = 1 if isinstance(self._rbm.hidden_units, Bernoulli) else 2
-        return (next_beta - beta) * self._visible_gain + copies * hidden_gain
-
-    def step(self, beta: float) -> None:
-        """One Gibbs sweep that leaves p_β as it is."""
-        h = self._rbm.hidden_units.sample(beta * self._hidden_field)
-        self._set(self._rbm.visible_units.sample(torch.lerp(self._base_field, self._rbm.visible_field(h), beta)))

@@ -46,6 +46,7 @@ class LogLikelihood:
     effort: Effort
     std_error: float | None = None
     effective_sample_size: float | None = None
+    reverse: LogLikelihood | None = None  # the same from the other side, where it was measured
 
 
 class Fitted(nn.Module, ABC):

@@ -269,7 +269,7 @@ def test_contrastive_divergence_keeps_no_chains() -> None:
 
 def test_persistent_chains_are_no_part_of_the_weights() -> None:
     """DistributedDataParallel would overwrite every rank's buffers by those of rank 0."""
-    assert set(random_rbm(algorithm="pcd").state_dict()) == {"weights", "visible_bias", "hidden_bias"}
+    assert set(random_rbm(algorithm="pcd").state_dict()) == {"weights", "visible_bias", "hidden_bias", "base_field"}
 
 
 # ------------------------------------------------------------------------------------------------ the rest

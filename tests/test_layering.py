@@ -24,6 +24,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "interfaces",
         "units",
         "likelihood",
+        "annealing",
         "stack",
         "perceptron",
         "doubled",
@@ -55,6 +56,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "interfaces": (),
     _L + "units": (_L + "interfaces",),
     _L + "likelihood": (_L + "interfaces",),
+    _L + "annealing": (_L + "likelihood", _L + "units"),
     _L + "doubled": (_L + "units",),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
     _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "seeding", "data"),
