@@ -1,4 +1,4 @@
-"""Restricted Boltzmann machines (Smolensky 1986; Hinton 2002, Neural Comput. 14) and how they are trained.
+"""Restricted Boltzmann machines (Smolensky 1986; Hinton 2002, Neural Comput. 14) as models: trained, sampled, measured.
 
 Symbols: v visible and h binary hidden units, T(v) the visible statistic (v itself for Bernoulli and Gaussian units),
 W `weights`, b `visible_bias`, c `hidden_bias`.
@@ -6,21 +6,21 @@ W `weights`, b `visible_bias`, c `hidden_bias`.
     E(v, h) = −log_base(v) − b·T(v) − c·h − T(v)ᵀ W h,          p(v, h) = exp(−E(v, h)) / Z
     F(v)    = −log Σ_h exp(−E(v, h)) = −log_base(v) − b·T(v) − Σ_j softplus(c + T(v)W)_j
 
-Not here: the families of units (`units`), log Z (`likelihood`), anything deep (`stack`, `belief_nets`).
+Not here: the families of units (`units`), energies, sweeps and the gradient in closed form (`bipartite`), the chains of
+the negative phase (`negative_phase`), log Z (`likelihood`), anything deep (`stack`, `belief_nets`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from lightning_modules.annealing import RBMAnnealing
+from lightning_modules.bipartite import Bipartite
 from lightning_modules.doubled import DoubledBernoulli
 from lightning_modules.interfaces import (
     Batch,
@@ -45,6 +45,7 @@ from lightning_modules.likelihood import (
     normalized,
     reverse_starts,
 )
+from lightning_modules.negative_phase import ContrastiveDivergence, NegativePhase, PersistentChains
 from lightning_modules.units import UNITS, Bernoulli
 
 
@@ -108,9 +109,17 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
         self.base_field: Tensor
         self.register_buffer("base_field", torch.zeros(num_visible))
-        self._chains: Tensor | None = None
-        if algorithm == "pcd":
-            self._chains = self.visible_units.sample(torch.zeros(num_chains, num_visible))
+        self.negative_phase = self._negative_phase()
+
+    def _negative_phase(self) -> NegativePhase:
+        if self.algorithm == "cd":
+            return ContrastiveDivergence(self.gibbs_steps)
+        chains = self.visible_units.sample(torch.zeros(self.num_chains, self.num_visible))
+        return PersistentChains(self.gibbs_steps, chains)
+
+    def machine(self) -> Bipartite:
+        """The distribution these parameters give."""
+        return Bipartite(self.weights, self.visible_bias, self.hidden_bias, self.visible_units, self.hidden_units)
 
     @property
     def visible_range(self) -> tuple[float, float] | None:
@@ -124,19 +133,19 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
 
     def hidden_field(self, v: Tensor) -> Tensor:
         """c + T(v) W, (batch, num_visible) → (batch, num_hidden)."""
-        return torch.addmm(self.hidden_bias, self.visible_units.statistic(v), self.weights)
+        return self.machine().hidden_field(v)
 
     def visible_field(self, h: Tensor) -> Tensor:
         """b + W T(h), (batch, num_hidden) → (batch, num_visible)."""
-        return torch.addmm(self.visible_bias, self.hidden_units.statistic(h), self.weights.t())
+        return self.machine().visible_field(h)
 
     def encode(self, v: Tensor) -> Tensor:
         """p(h = 1 | v), (batch, num_visible) → (batch, num_hidden)."""
-        return self.hidden_units.mean(self.hidden_field(v))
+        return self.machine().hidden_mean(v)
 
     def decode(self, h: Tensor) -> Tensor:
         """E[v | h], (batch, num_hidden) → (batch, num_visible)."""
-        return self.visible_units.mean(self.visible_field(h))
+        return self.machine().visible_mean(h)
 
     @torch.no_grad()
     def sample_hidden(self, v: Tensor) -> Tensor:
@@ -154,11 +163,8 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
 
     def free_energy(self, v: Tensor) -> Tensor:
         """F(v) = −log Σ_h exp(−E(v, h)), so that p(v) = exp(−F(v)) / Z: (batch, num_visible) → (batch,), nats."""
-        return self._free_energy(v, self.hidden_field(v))
-
-    def _free_energy(self, v: Tensor, hidden_field: Tensor) -> Tensor:
-        visible_term = self.visible_units.log_base(v) + self.visible_units.statistic(v) @ self.visible_bias
-        return -visible_term - self.hidden_units.log_partition(hidden_field)
+        machine = self.machine()
+        return machine.free_energy(v, machine.hidden_field(v))
 
     # ---- training
 
@@ -204,30 +210,18 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
         """{"loss": mean F(data) − mean F(model samples)} in nats, and a monitor; batch: (batch, num_visible).
 
         With chains in equilibrium the loss has the gradient of −log p(data); its value does not measure progress.
-        Contrastive divergence adds "reconstruction_error", squared, summed over units, after the first half sweep;
-        persistent chains of Bernoulli units add "log_pseudolikelihood", nats. Both are means over the batch.
-        In training mode persistent chains move on.
-
-        Every draw of the chains is binary. The often used shortcut of reconstructing with probabilities (Hinton 2010,
-        §3) ended 4 nats lower in exact log p(v): a 784-14 machine on MNIST after 6 epochs, CD-1 and CD-5, two seeds.
+        Contrastive divergence adds "reconstruction_error"; persistent chains of Bernoulli units add
+        "log_pseudolikelihood", nats. Both are means over the batch. In training mode persistent chains move on.
         """
         assert isinstance(batch, Tensor)
-        data = batch
+        machine = self.machine()
         with torch.no_grad():
-            data_field = self.hidden_field(data)
-            if self._chains is None:
-                chains, reconstruction = self._gibbs(self.hidden_units.mean(data_field))
-                monitor = {"reconstruction_error": (data - reconstruction).square_().sum() / len(data)}
-            else:
-                chains, _ = self._gibbs(self.encode(self._chains.to(data)))
-                monitor = {}
-                if isinstance(self.visible_units, Bernoulli):
-                    monitor = {"log_pseudolikelihood": self._log_pseudolikelihood(data, data_field).mean()}
-                if self.training:
-                    self._chains = chains
-            both_fields = torch.cat([data_field, self.hidden_field(chains)])
-        share = _shares(data, chains)
-        return {"loss": self._weighted_free_energy(torch.cat([data, chains]), both_fields, share), **monitor}
+            field = machine.hidden_field(batch)
+            model, monitors = self.negative_phase.draw(machine, batch, field)
+            if self.algorithm != "cd" and isinstance(self.visible_units, Bernoulli):
+                monitors["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch, field).mean()
+            both_fields = torch.cat([field, machine.hidden_field(model)])
+        return {"loss": machine.free_energy_difference(batch, model, both_fields), **monitors}
 
     def free_energy_difference(self, data: Tensor, model: Tensor, model_weights: Tensor | None = None) -> Tensor:
         """mean F(data) − mean F(model), a scalar in nats whose gradient reaches the parameters alone.
@@ -236,57 +230,18 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
         model_weights: (num_chains,), take the place of the plain mean. All states, each weighted by its probability,
         make it the exact gradient of −log p(data).
         """
-        both = torch.cat([data, model]).detach()
+        data, model, machine = data.detach(), model.detach(), self.machine()
         with torch.no_grad():
-            both_fields = self.hidden_field(both)
-        return self._weighted_free_energy(both, both_fields, _shares(data, model, model_weights))
-
-    def _weighted_free_energy(self, v: Tensor, hidden_field: Tensor, share: Tensor) -> Tensor:
-        """Σ_n share_n F(v_n); the field is given, since the chains have computed it."""
-        with torch.no_grad():
-            value = share @ self._free_energy(v, hidden_field)
-            statistic = self.visible_units.statistic(v)
-            hidden_mean = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
-        loss: Tensor = _WeightedFreeEnergy.apply(
-            self.weights, self.visible_bias, self.hidden_bias, statistic, hidden_mean, share, value
-        )
-        return loss
-
-    def _gibbs(self, hidden_mean: Tensor) -> tuple[Tensor, Tensor]:
-        """`gibbs_steps` sweeps from the hidden units' means → (visible samples, means of the first visible draw)."""
-        visible_mean = first_mean = self.decode(self.hidden_units.draw(hidden_mean))
-        for _ in range(self.gibbs_steps - 1):
-            hidden_mean = self.encode(self.visible_units.draw(visible_mean))
-            visible_mean = self.decode(self.hidden_units.draw(hidden_mean))
-        return self.visible_units.draw(visible_mean), first_mean
-
-    def _log_pseudolikelihood(self, v: Tensor, hidden_field: Tensor) -> Tensor:
-        """Σ_i log p(v_i | all other visible units) of binary v, estimated from one random unit per example: (batch,).
-
-        p(v_i | rest) = σ(F(v with unit i flipped) − F(v)) (Besag 1975; Marlin et al. 2010, AISTATS).
-        """
-        unit = torch.randint(self.num_visible, (len(v),), device=v.device)
-        flip = 1 - 2 * v.gather(1, unit[:, None])  # (batch, 1)
-        flipped_field = torch.addcmul(hidden_field, flip, self.weights[unit])
-        free_energy_rise = (
-            self.hidden_units.log_partition(hidden_field)
-            - self.hidden_units.log_partition(flipped_field)
-            - flip[:, 0] * self.visible_bias[unit]
-        )
-        return self.num_visible * functional.logsigmoid(free_energy_rise)
+            both_fields = machine.hidden_field(torch.cat([data, model]))
+        return machine.free_energy_difference(data, model, both_fields, model_weights)
 
     def rank_state(self) -> dict[str, Tensor]:
         """{"chains": (num_chains, num_visible)} of persistent chains; contrastive divergence keeps nothing."""
-        return {} if self._chains is None else {"chains": self._chains}
+        return self.negative_phase.rank_state()
 
     def load_rank_state(self, state: dict[str, Tensor]) -> None:
         """Takes over persistent chains, any number of them. ValueError if they are missing or of another width."""
-        if self._chains is None:
-            return
-        if "chains" not in state or state["chains"].shape[1:] != (self.num_visible,):
-            found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-            raise ValueError(f"persistent chains must be 'chains' of shape (any, {self.num_visible}), not {found}")
-        self._chains = state["chains"].clone()
+        self.negative_phase.load_rank_state(state)
 
     # ---- density and samples
 
@@ -358,39 +313,3 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
     def example(cls) -> tuple[Self, Tensor]:
         """Six binary visible and four hidden units, and two samples."""
         return cls(num_visible=6, num_hidden=4), torch.tensor([[1.0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 1]])
-
-
-def _shares(data: Tensor, model: Tensor, model_weights: Tensor | None = None) -> Tensor:
-    """Each row's share of the loss, (batch + num_chains,): 1/batch for the data, −1/num_chains for the model."""
-    if model_weights is None:
-        model_weights = model.new_full((len(model),), 1 / len(model))
-    return torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
-
-
-class _WeightedFreeEnergy(torch.autograd.Function):
-    """Σ_n share_n F(v_n) with its gradient in closed form, both phases in one product:
-
-    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n ĥ_n,   ĥ_n = E[T(h) | v_n].
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        weights: Tensor,
-        visible_bias: Tensor,
-        hidden_bias: Tensor,
-        statistic: Tensor,
-        hidden_mean: Tensor,
-        share: Tensor,
-        value: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(statistic, hidden_mean, share)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        statistic, hidden_mean, share = ctx.saved_tensors
-        share = -grad * share
-        shared_hidden = share[:, None] * hidden_mean
-        return statistic.t() @ shared_hidden, share @ statistic, shared_hidden.sum(0), None, None, None, None

@@ -200,8 +200,8 @@ def test_bias_of_cd_k_decreases_in_k_to_nothing() -> None:
     data = all_states(6)[torch.randint(4, (number,))]
     exact = gradients(rbm, rbm.free_energy_difference(data, all_states(6), exact_probabilities(rbm).detach()))
     errors = {}
-    for rbm.gibbs_steps in (1, 2, 4, 30):
-        errors[rbm.gibbs_steps] = gradients(rbm, rbm.losses(data)["loss"]) - exact
+    for rbm.negative_phase.gibbs_steps in (1, 2, 4, 30):
+        errors[rbm.negative_phase.gibbs_steps] = gradients(rbm, rbm.losses(data)["loss"]) - exact
     assert errors[1].norm() > 2 * errors[2].norm() > 4 * errors[4].norm()
     _, std = negative_phase(rbm, exact_probabilities(rbm).detach())
     assert (errors[30].abs() < 4.5 * std / math.sqrt(number)).all()
@@ -287,7 +287,7 @@ def test_log_pseudolikelihood_is_on_average_the_sum_of_log_conditionals() -> Non
     flipped = (v - torch.eye(6)).abs()
     expected = torch.log_softmax(-torch.stack([rbm.free_energy(v).expand(6), rbm.free_energy(flipped)]), dim=0)[0].sum()
     many = v.expand(20_000, -1)
-    estimates = rbm._log_pseudolikelihood(many, rbm.hidden_field(many))
+    estimates = rbm.machine().log_pseudolikelihood(many, rbm.hidden_field(many))
     assert abs(estimates.mean() - expected) < 4.5 * estimates.std() / math.sqrt(20_000)
 
 

@@ -30,6 +30,8 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "doubled",
         "layered",
         "mean_field",
+        "bipartite",
+        "negative_phase",
         "boltzmann",
         "deep_boltzmann",
         "boltzmann_machine",
@@ -58,6 +60,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "likelihood": (_L + "interfaces",),
     _L + "annealing": (_L + "likelihood", _L + "units"),
     _L + "doubled": (_L + "units",),
+    _L + "bipartite": (_L + "units",),
+    _L + "negative_phase": (_L + "bipartite", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
     _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "seeding", "data"),
 } | {job: ("lightning_modules", "data") for job in JOBS}

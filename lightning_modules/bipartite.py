@@ -1,0 +1,128 @@
+"""The distribution of a restricted Boltzmann machine: two layers of units, independent within a layer given the other.
+
+Symbols: v visible and h hidden units, T their statistics (v and h themselves for Bernoulli and Gaussian units), A_h the
+log-partition of the hidden units (softplus for binary ones), W `weights`, b `visible_bias`, c `hidden_bias`.
+
+    E(v, h) = −log_base(v) − log_base(h) − b·T(v) − c·T(h) − T(v)ᵀ W T(h),          p(v, h) = exp(−E(v, h)) / Z
+    F(v)    = −log Σ_h exp(−E(v, h)) = −log_base(v) − b·T(v) − Σ_j A_h(c + T(v)W)_j
+
+Parameters are given here, not learned: an `RBM` hands over its own, its negative phase may use others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from lightning_modules.units import Units
+
+
+@dataclass(frozen=True)
+class Bipartite:
+    """Fields, means, free energies and Gibbs sweeps for given parameters."""
+
+    weights: Tensor  # (num_visible, num_hidden)
+    visible_bias: Tensor  # (num_visible,)
+    hidden_bias: Tensor  # (num_hidden,)
+    visible_units: Units
+    hidden_units: Units
+
+    def hidden_field(self, v: Tensor) -> Tensor:
+        """c + T(v) W, (batch, num_visible) → (batch, num_hidden)."""
+        return torch.addmm(self.hidden_bias, self.visible_units.statistic(v), self.weights)
+
+    def visible_field(self, h: Tensor) -> Tensor:
+        """b + W T(h), (batch, num_hidden) → (batch, num_visible)."""
+        return torch.addmm(self.visible_bias, self.hidden_units.statistic(h), self.weights.t())
+
+    def hidden_mean(self, v: Tensor) -> Tensor:
+        """E[h | v], (batch, num_visible) → (batch, num_hidden)."""
+        return self.hidden_units.mean(self.hidden_field(v))
+
+    def visible_mean(self, h: Tensor) -> Tensor:
+        """E[v | h], (batch, num_hidden) → (batch, num_visible)."""
+        return self.visible_units.mean(self.visible_field(h))
+
+    def free_energy(self, v: Tensor, hidden_field: Tensor) -> Tensor:
+        """F(v), nats: (batch, num_visible) and the `hidden_field` of v → (batch,)."""
+        visible_term = self.visible_units.log_base(v) + self.visible_units.statistic(v) @ self.visible_bias
+        return -visible_term - self.hidden_units.log_partition(hidden_field)
+
+    def sweeps(self, hidden_mean: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Gibbs sweeps h, v from hidden units of these means → (a draw of v, the means of the first draw of v)."""
+        visible_mean = first_mean = self.visible_mean(self.hidden_units.draw(hidden_mean))
+        for _ in range(number - 1):
+            hidden_mean = self.hidden_mean(self.visible_units.draw(visible_mean))
+            visible_mean = self.visible_mean(self.hidden_units.draw(hidden_mean))
+        return self.visible_units.draw(visible_mean), first_mean
+
+    def log_pseudolikelihood(self, v: Tensor, hidden_field: Tensor) -> Tensor:
+        """Σ_i log p(v_i | all other visible units) of binary v, estimated from one random unit per example: (batch,).
+
+        p(v_i | rest) = σ(F(v with unit i flipped) − F(v)) (Besag 1975; Marlin et al. 2010, AISTATS).
+        """
+        num_visible = len(self.visible_bias)
+        unit = torch.randint(num_visible, (len(v),), device=v.device)
+        flip = 1 - 2 * v.gather(1, unit[:, None])  # (batch, 1)
+        flipped_field = torch.addcmul(hidden_field, flip, self.weights[unit])
+        free_energy_rise = (
+            self.hidden_units.log_partition(hidden_field)
+            - self.hidden_units.log_partition(flipped_field)
+            - flip[:, 0] * self.visible_bias[unit]
+        )
+        return num_visible * functional.logsigmoid(free_energy_rise)
+
+    def free_energy_difference(
+        self, data: Tensor, model: Tensor, hidden_field: Tensor, model_weights: Tensor | None = None
+    ) -> Tensor:
+        """mean F(data) − mean F(model), a scalar in nats whose gradient reaches the parameters alone.
+
+        data, model: (batch, num_visible) and (number of states, num_visible); hidden_field: that of both, one below
+        the other. model_weights: (number of states,), take the place of the plain mean.
+        """
+        if model_weights is None:
+            model_weights = model.new_full((len(model),), 1 / len(model))
+        with torch.no_grad():
+            share = torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
+            v = torch.cat([data, model])
+            value = share @ self.free_energy(v, hidden_field)
+            statistic = self.visible_units.statistic(v)
+            hidden_mean = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
+        loss: Tensor = _WeightedFreeEnergy.apply(
+            self.weights, self.visible_bias, self.hidden_bias, statistic, hidden_mean, share, value
+        )
+        return loss
+
+
+class _WeightedFreeEnergy(torch.autograd.Function):
+    """Σ_n share_n F(v_n) with its gradient in closed form, both phases in one product:
+
+    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n ĥ_n,   ĥ_n = E[T(h) | v_n].
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        weights: Tensor,
+        visible_bias: Tensor,
+        hidden_bias: Tensor,
+        statistic: Tensor,
+        hidden_mean: Tensor,
+        share: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(statistic, hidden_mean, share)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        statistic, hidden_mean, share = ctx.saved_tensors
+        share = -grad * share
+        shared_hidden = share[:, None] * hidden_mean
+        return statistic.t() @ shared_hidden, share @ statistic, shared_hidden.sum(0), None, None, None, None
