@@ -247,7 +247,7 @@ def reconstructions(run: Run) -> str:
 
 
 def samples(run: Run) -> str:
-    shown, seen, sets = [], set(), []
+    shown, seen, sets, clamped = [], set(), [], ""
     for stage in run.evaluations:
         drawn = pictures.figure("samples", stage.figure("samples"))
         if not drawn:
@@ -259,6 +259,8 @@ def samples(run: Run) -> str:
             small = f"{text(measured([stage.set]))} samples, for comparison"
             shown.append(card("<b>real data</b>", small, image(data, "real data")))
         by_class = pictures.figure("samples_by_class", stage.figure("samples_by_class"))
+        if by_class:
+            clamped = " Samples by class are drawn with the label units clamped, one class a row, in their order."
         for kind, content in (("samples", drawn), ("samples by class", by_class)):
             if content:
                 picture = image(content, f"{kind} from {stage.name}")
@@ -266,9 +268,9 @@ def samples(run: Run) -> str:
     note = (
         "Drawn by each model from nothing, not chosen, on the same scale as the real data beside them. Good: hard to "
         "tell from the real ones, and as varied. Look for repeats (a GAN that has collapsed), for blur (typical of a "
-        "VAE, which shows means) and for a class that is missing. Samples by class are drawn with the label units "
-        "held, one class a row in the order of the classes. Judging by eye is not a measurement: no claim is "
-        "made beyond the numbers in the tables." + warning(sets, "the likeness to the real data shown")
+        "VAE, which shows means) and for a class that is missing." + clamped + " Judging by eye is not a "
+        "measurement: no claim is made beyond the numbers in the tables."
+        + warning(sets, "the likeness to the real data shown")
     )
     return section("Samples beside real data", cards(shown), note) if shown else ""
 
