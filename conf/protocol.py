@@ -116,7 +116,7 @@ class EvaluateJob(Strict):
     train: Train  # placement only
     seed: int
     labeled: bool = False  # errors are measured too
-    revision: int = 2  # of the measurements
+    revision: int = 3  # of the measurements
 
     def identity(self) -> dict[str, Any]:
         return {

@@ -8,9 +8,8 @@ Not here: the layers themselves (`boltzmann`, `labeled`), growing the stack (`st
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Protocol, Self, cast
 
 import torch
@@ -21,12 +20,15 @@ from lightning_modules.interfaces import (
     ComposedModel,
     Effort,
     Encodes,
+    HasChains,
+    HasHiddenLayers,
     HasLogProb,
     LogLikelihood,
     Samples,
     SamplesByClass,
 )
 from lightning_modules.labeled import LabeledRBM
+from lightning_modules.likelihood import bounded
 from lightning_modules.stack import Stack
 from lightning_modules.units import Bernoulli, Units
 
@@ -45,7 +47,7 @@ class Directed(Protocol):
     def visible_field(self, h: Tensor) -> Tensor: ...
 
 
-class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb):
+class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb, HasChains, HasHiddenLayers):
     """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}), with q(h_k | h_{k−1}) to infer.
 
     What a DBN and a net with untied weights have in common; they say what their directed layers are.
@@ -92,6 +94,22 @@ class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb):
         """Means from the data to the top units, (batch, num_visible) → (batch, num_hidden)."""
         return self.top.encode(self.recognise(v))
 
+    def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
+        """Means of every layer given the means of the one below, (batch, num_hidden_k) each."""
+        means: dict[int, Tensor] = {}
+        for height, layer in enumerate(self.directed_layers, start=1):
+            v = means[height] = layer.hidden_units.mean(layer.hidden_field(v))
+        return means | {len(self.stack): self.top.encode(v)}
+
+    def incoming_weights(self) -> dict[int, Tensor]:
+        """Of every layer, downwards where up and down differ: (num_hidden_k, num_hidden_{k−1})."""
+        layers = cast(Sequence[RBM | LabeledRBM], list(self.stack))
+        return {height: layer.filters() for height, layer in enumerate(layers, start=1)}
+
+    def receptive_fields(self) -> dict[int, Tensor]:
+        """See `Stack.filters`."""
+        return dict(enumerate(self.stack.filters(), start=1))
+
     def logits(self, x: Tensor) -> Tensor:
         """log p(label | h) up to a constant, at the mean h of the units under the top layer: (batch, num_classes)."""
         return self.labeled_top.logits(self.recognise(x))
@@ -116,6 +134,13 @@ class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb):
     def sample_class(self, label: Tensor, *, effort: Effort) -> Tensor:
         """As `sample`, with the label units clamped: (batch,) classes → (batch, num_visible)."""
         return self._descend(self.labeled_top.sample_class(label, effort=effort))
+
+    @torch.no_grad()
+    def chains(self, v: Tensor) -> Iterator[Tensor]:
+        """Chains of the top RBM from h_{L−1} ~ q(h | v); after each of its sweeps one pass down, without end."""
+        highest = self.infer(v)[-1] if self.directed_layers else v
+        for mean in self.top.chains(highest):
+            yield self._descend(mean)
 
     def _descend(self, mean: Tensor) -> Tensor:
         for layer in reversed(self.directed_layers):
@@ -147,24 +172,13 @@ class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb):
         """E_q[log p*(x, h) − log q(h | x)] − log Z ≤ log p(x), (batch,) nats (Salakhutdinov & Murray 2008, ICML).
 
         The mean of `effort.num_samples` draws of q per example. Where log Z is an estimate by AIS, which is low in
-        expectation, the bound holds only up to its error, and the answer is called an estimate. The standard error
-        combines that of the draws (unknown, hence None, for a single one) and that of log Z; the effective sample size
-        is that of AIS.
+        expectation, the bound holds only up to its error, and the answer is called an estimate. Standard error and
+        effective sample size: see `likelihood.bounded`. The reverse chains of AIS start near draws of q.
         """
         log_weights = self.log_weights(x, effort.num_samples)
-        partition = self.top.log_partition(effort=effort)
-        std_error = None
-        if effort.num_samples > 1:
-            sampling = (log_weights.var(0).sum() / effort.num_samples).sqrt().item() / len(x)
-            std_error = math.hypot(sampling, partition.std_error or 0.0)
-        return LogLikelihood(
-            nats=log_weights.mean(0) - partition.nats,
-            kind="lower_bound" if partition.kind == "exact" else "estimate",
-            estimator=f"variational bound ({effort.num_samples} draws of q), log Z by {partition.estimator}",
-            effort=effort,
-            std_error=std_error,
-            effective_sample_size=partition.effective_sample_size,
-        )
+        highest = self.infer(x)[-1] if self.directed_layers else x
+        partition = self.top.log_partition(effort=effort, examples=highest)
+        return bounded(log_weights, partition, effort, name=f"variational bound ({effort.num_samples} draws of q)")
 
 
 def require_belief_net(stack: Stack) -> None:

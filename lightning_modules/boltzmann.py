@@ -13,7 +13,9 @@ the negative phase (`negative_phase`), log Z (`likelihood`), anything deep (`sta
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -25,6 +27,8 @@ from lightning_modules.doubled import DoubledBernoulli
 from lightning_modules.interfaces import (
     Batch,
     Effort,
+    HasChains,
+    HasFreeEnergy,
     HasLogProb,
     Layer,
     LogLikelihood,
@@ -49,7 +53,7 @@ from lightning_modules.negative_phase import ContrastiveDivergence, NegativePhas
 from lightning_modules.units import UNITS, Bernoulli
 
 
-class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, RankState):
+class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnergy, Samples, HasChains, RankState):
     """A restricted Boltzmann machine with binary hidden units.
 
     num_visible, num_hidden: at least 1.
@@ -249,9 +253,15 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, Samples, Ran
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """E[v | h] after `effort.num_temperatures` Gibbs steps, one independent chain per sample, from base rates."""
         v = self.visible_units.sample(self._start_field().expand(num_samples, -1))
-        for _ in range(effort.num_temperatures - 1):
-            v = self.sample_visible(self.sample_hidden(v))
-        return self.decode(self.sample_hidden(v))
+        return next(islice(self.chains(v), effort.num_temperatures - 1, None))
+
+    @torch.no_grad()
+    def chains(self, v: Tensor) -> Iterator[Tensor]:
+        """E[v | h] after each sweep v → h → v, (batch, num_visible), without end."""
+        while True:
+            field = self.visible_field(self.sample_hidden(v))
+            yield self.visible_units.mean(field)
+            v = self.visible_units.sample(field)
 
     @torch.no_grad()
     def annealing(self, num_chains: int, base_field: Tensor | None = None, *, start: Tensor | None = None) -> Annealing:

@@ -35,6 +35,7 @@ from lightning_modules.likelihood import (
     Annealing,
     LogPartition,
     annealed_importance_sampling,
+    bounded,
     enumerated_log_partition,
 )
 from lightning_modules.mean_field import settled
@@ -257,14 +258,7 @@ class BoltzmannMachine(Model, Layer, HasLogProb, Samples, RankState):
         answer is called an estimate; standard error and effective sample size are those of log Z.
         """
         partition = self.log_partition(effort=effort)
-        return LogLikelihood(
-            nats=self.bound(self.infer(x)) - partition.nats,
-            kind="lower_bound" if partition.kind == "exact" else "estimate",
-            estimator=f"mean-field bound, log Z by {partition.estimator}",
-            effort=effort,
-            std_error=partition.std_error,
-            effective_sample_size=partition.effective_sample_size,
-        )
+        return bounded(self.bound(self.infer(x)), partition, effort, name="mean-field bound")
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

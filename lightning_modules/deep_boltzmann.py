@@ -12,8 +12,8 @@ the units of `doubled`); annealing's arithmetic (`likelihood`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -25,6 +25,9 @@ from lightning_modules.doubled import DoubledBernoulli
 from lightning_modules.interfaces import (
     Batch,
     Effort,
+    HasChains,
+    HasFreeEnergy,
+    HasHiddenLayers,
     HasLogProb,
     Layer,
     LogLikelihood,
@@ -39,14 +42,16 @@ from lightning_modules.likelihood import (
     Annealing,
     LogPartition,
     annealed_importance_sampling,
+    bounded,
     enumerated_log_partition,
+    reverse_starts,
 )
 from lightning_modules.mean_field import settled
 from lightning_modules.stack import Stack
 from lightning_modules.units import Bernoulli
 
 
-class DBM(Model, Layer, HasLogProb, Samples, RankState):
+class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHiddenLayers, RankState):
     """A deep Boltzmann machine, and a layer: its code is the mean-field mean of the top units.
 
     stack: at least two RBMs of binary units, else ValueError. The weights, the visible bias and that of the top units
@@ -154,6 +159,10 @@ class DBM(Model, Layer, HasLogProb, Samples, RankState):
         entropies = [(torch.special.entr(q) + torch.special.entr(1 - q)).sum(-1) for q in means[1:]]
         return torch.stack([-self.machine().energy(means), *entropies]).sum(0)
 
+    def free_energy(self, v: Tensor) -> Tensor:
+        """−bound at the mean-field means, above F(v) by KL(q(h | v) ‖ p(h | v)): (batch,), nats."""
+        return -self.bound(self.mean_field(v))
+
     def encode(self, v: Tensor) -> Tensor:
         """q_L, (batch, num_visible) → (batch, num_hidden)."""
         return self.mean_field(v)[-1]
@@ -170,10 +179,20 @@ class DBM(Model, Layer, HasLogProb, Samples, RankState):
 
     def filters(self) -> Tensor:
         """The weights into each top unit as seen from the data, Π_k W_k: (num_hidden, num_visible)."""
-        product = self.weights[0].detach()
-        for weights in list(self.weights)[1:]:
-            product = product @ weights.detach()
-        return product.t()
+        return self.receptive_fields()[len(self.weights)]
+
+    def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
+        """q_1 … q_L, (batch, num_units_k) each."""
+        return dict(enumerate(self.mean_field(v)[1:], start=1))
+
+    def incoming_weights(self) -> dict[int, Tensor]:
+        """W_kᵀ, (num_units_k, num_units_{k−1}) each."""
+        return {k: weights.detach().t() for k, weights in enumerate(self.weights, start=1)}
+
+    def receptive_fields(self) -> dict[int, Tensor]:
+        """W_kᵀ ⋯ W_1ᵀ, (num_units_k, num_visible) each."""
+        fields = list(accumulate((weights.detach().t() for weights in self.weights), lambda below, w: w @ below))
+        return dict(enumerate(fields, start=1))
 
     # ---- training
 
@@ -264,26 +283,56 @@ class DBM(Model, Layer, HasLogProb, Samples, RankState):
         return machine.mean(0, states)
 
     @torch.no_grad()
-    def annealing(self, num_chains: int, base_field: Tensor | None = None) -> Annealing:
-        """Chains for annealed importance sampling, drawn at β = 0.
-
-        base_field: (num_visible,), the field of the independent visible units they start from, by default the visible
-        bias.
-        """
+    def chains(self, v: Tensor) -> Iterator[Tensor]:
+        """E[v | h_1] in each Gibbs sweep, from h ~ q(h | v): (batch, num_visible), without end."""
         machine = self.machine()
-        return LayeredAnnealing(machine, num_chains, machine.biases[0] if base_field is None else base_field)
+        states = [v, *(BINARY.draw(means) for means in self.mean_field(v)[1:])]
+        while True:
+            machine.draw(machine.parity(odd=True), states)
+            yield machine.mean(0, states)
+            machine.draw(machine.parity(odd=False), states)
 
     @torch.no_grad()
-    def log_partition(self, *, effort: Effort, base_field: Tensor | None = None) -> LogPartition:
-        """log Z, exact where the odd or the even layers have at most 20 units together, else estimated by AIS."""
+    def annealing(
+        self, num_chains: int, base_field: Tensor | None = None, *, start: Sequence[Tensor] | None = None
+    ) -> Annealing:
+        """Chains for annealed importance sampling, drawn at β = 0, or for its reverse, standing at `start`.
+
+        base_field: (num_visible,), the field of the independent visible units at β = 0, by default the visible bias.
+        start: states of all layers, (num_chains, num_units_k).
+        """
+        machine = self.machine()
+        return LayeredAnnealing(machine, num_chains, machine.biases[0] if base_field is None else base_field, start)
+
+    @torch.no_grad()
+    def log_partition(
+        self, *, effort: Effort, base_field: Tensor | None = None, examples: Tensor | None = None
+    ) -> LogPartition:
+        """log Z, exact where the odd or the even layers have at most 20 units together, else estimated by AIS.
+
+        examples: (any, num_visible), data near which the model should put its mass; an estimate then also has one from
+        the other side, `reverse`, of chains that begin where `effort.num_temperatures` Gibbs sweeps lead from some of
+        them.
+        """
         machine = self.machine()
         layers = machine.smaller_half
         if machine.num_units(layers) > MAX_ENUMERATED_UNITS:
-            return annealed_importance_sampling(self.annealing(effort.num_chains, base_field), effort)
+            back = None if examples is None else self._annealing_back(examples, effort, base_field)
+            return annealed_importance_sampling(self.annealing(effort.num_chains, base_field), effort, back=back)
         widths = [len(bias) if k in layers else 0 for k, bias in enumerate(machine.biases)]
         return enumerated_log_partition(
             lambda units: -machine.free_energy(units.split(widths, dim=1), layers), sum(widths), like=self.weights[0]
         )
+
+    def _annealing_back(self, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
+        num_starts, chains_per_start = reverse_starts(effort)
+        machine = self.machine()
+        v = examples[torch.randint(len(examples), (num_starts,), device=examples.device)]
+        states = [v, *(BINARY.draw(means) for means in self.mean_field(v)[1:])]
+        for _ in range(effort.num_temperatures):
+            machine.sweep(states)
+        start = [state.repeat_interleave(chains_per_start, dim=0) for state in states]
+        return self.annealing(len(start[0]), base_field, start=start)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
@@ -292,15 +341,8 @@ class DBM(Model, Layer, HasLogProb, Samples, RankState):
         Where log Z is an estimate by AIS, which is low in expectation, the bound holds only up to its error, and the
         answer is called an estimate; standard error and effective sample size are those of log Z.
         """
-        partition = self.log_partition(effort=effort)
-        return LogLikelihood(
-            nats=self.bound(self.mean_field(x)) - partition.nats,
-            kind="lower_bound" if partition.kind == "exact" else "estimate",
-            estimator=f"mean-field bound, log Z by {partition.estimator}",
-            effort=effort,
-            std_error=partition.std_error,
-            effective_sample_size=partition.effective_sample_size,
-        )
+        partition = self.log_partition(effort=effort, examples=x)
+        return bounded(-self.free_energy(x), partition, effort, name="mean-field bound")
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

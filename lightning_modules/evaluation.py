@@ -1,6 +1,7 @@
-"""What a finished model is worth: log-likelihood with what the number promises, reconstructions, filters, samples.
+"""What a finished model is worth: its log-likelihood with what the number promises, errors, and figures to look at.
 
-Also `sample` and `encode`, the commands of the same names. Figures are arrays (figures/NAME.npz); the report draws.
+Also `sample` and `encode`, the commands of the same names. Figures are arrays (figures/NAME.npz), each a function in
+`figures`; the report draws them.
 Every likelihood is printed with its kind, estimator, standard error, binarization and split, because numbers that
 differ in one of these cannot be compared (Salakhutdinov & Murray 2008; Theis et al. 2016).
 """
@@ -24,6 +25,7 @@ from conf.protocol import EncodeJob, EvaluateJob, SampleJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
+from lightning_modules import figures
 from lightning_modules.interfaces import (
     Classifies,
     Effort,
@@ -31,15 +33,15 @@ from lightning_modules.interfaces import (
     Fitted,
     HasLogProb,
     Layer,
+    LogLikelihood,
     Measures,
     Samples,
     SamplesByClass,
     labeled,
 )
 from lightning_modules.seeding import seed_torch
-from lightning_modules.stack import Rescales, Stack
+from lightning_modules.stack import Stack
 
-NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS, NUM_CLASSES = 64, 100, 16, 16
 EXAMPLES_AT_A_TIME = 2000
 Tell = Callable[[dict[str, Any]], None]
 Measured = tuple[str, dict[str, float], dict[str, Any]]
@@ -48,7 +50,6 @@ Measured = tuple[str, dict[str, float], dict[str, Any]]
 @torch.no_grad()
 def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     """→ kind of the model, metrics, details; writes the figures."""
-    folder = Path(job.folder)
     model = registry.load(Path(job.model.folder)).eval()
     reader = Reader(Path(job.inputs.shards))
     parts = divide(reader, job.inputs.split, job.inputs.without)
@@ -58,7 +59,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"set": name, "num_examples": len(x), "likelihoods": []}
 
-    density = _density(model)
+    density = figures.able(model, HasLogProb)
     if density is not None:
         seed_torch(job.seed, "evaluate", "log_prob")
         entry = _likelihood(density, x, name, job)
@@ -68,8 +69,6 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     if isinstance(model, Encodes) and decode is not None:
         squared = [((decode(model.encode(part)) - part) ** 2).sum(dim=1) for part in x.split(EXAMPLES_AT_A_TIME)]
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
-        shown = x[:NUM_RECONSTRUCTIONS]
-        _figure(folder, "reconstructions", reader, originals=shown, reconstructions=decode(model.encode(shown)))
     joint = density if density is not None else model
     if labeled(joint):
         labels, samples = reader.labels(), parts[name][:]
@@ -80,22 +79,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
             samples = some(parts[held_out], job.evaluate.num_examples, "evaluate")
             inputs = _through(list(model)[:-1], torch.from_numpy(reader.values(samples)))
             metrics |= {f"{held_out}/{quantity}": value for quantity, value in top.measure(inputs).items()}
-    if isinstance(model, Stack) and not isinstance(model[-1], Rescales):
-        filters = model.filters()[-1]
-        order = filters.norm(dim=1).argsort(descending=True)[:NUM_FILTERS].sort().values
-        _figure(folder, "filters", reader, images=filters[order])
-    sampler = density if isinstance(density, Samples) else model
-    if isinstance(sampler, Samples):
-        seed_torch(job.seed, "evaluate", "sample")
-        drawn = sampler.sample(NUM_SAMPLES, effort=Effort(num_temperatures=job.evaluate.gibbs_steps))
-        _figure(folder, "samples", reader, images=drawn)
-        _figure(folder, "data", reader, images=x[:NUM_SAMPLES])
-    if isinstance(joint, SamplesByClass) and joint.num_classes is not None:
-        seed_torch(job.seed, "evaluate", "sample_class")
-        side = min(joint.num_classes, NUM_CLASSES)
-        label = torch.arange(side).repeat_interleave(side)  # a square, one class a row
-        drawn = joint.sample_class(label, effort=Effort(num_temperatures=job.evaluate.gibbs_steps))
-        _figure(folder, "samples_by_class", reader, images=drawn)
+    _draw(model, x, job, reader.manifest.image_shape)
     return _kind(model), metrics, details
 
 
@@ -144,14 +128,6 @@ def _kind(model: Fitted) -> str:
     return str(registry.spec_of(top)["kind"])  # type: ignore[arg-type]
 
 
-def _density(model: Fitted) -> HasLogProb | None:
-    """The model, or a stack's only layer; a higher layer's density is one of codes, which compares with nothing."""
-    if isinstance(model, Stack):
-        only = model[0]
-        return only if len(model) == 1 and isinstance(only, HasLogProb) else None
-    return model if isinstance(model, HasLogProb) else None
-
-
 def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob) -> dict[str, Any]:
     settings = job.evaluate
     binarization = "none"
@@ -167,11 +143,8 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
     found = density.log_prob(x, effort=effort)
     return {
         "set": set_name,
-        "nats": float(found.nats.double().mean()),
-        "kind": found.kind,
-        "estimator": found.estimator,
-        "std_error": found.std_error,
-        "effective_sample_size": found.effective_sample_size,
+        **_in_numbers(found),
+        "reverse": None if found.reverse is None else _in_numbers(found.reverse),
         "binarization": binarization,
         "split": set_name,
         "num_examples": len(x),
@@ -183,29 +156,59 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
     }
 
 
-def _figure(folder: Path, name: str, reader: Reader, **rows: Tensor) -> None:
-    """figures/NAME.npz: pictures (n, h, w[, c]) where a sample is one, else vectors (n, d)."""
-    shape = reader.manifest.image_shape
-    arrays = {}
-    for key, values in rows.items():
-        array = values.detach().float().cpu().numpy()
-        if shape is None:
-            arrays["vectors" if key == "images" else key] = array
-            continue
-        array = array.reshape(len(array), *shape)  # channels first where there are any
-        arrays[key] = array if array.ndim == 3 else array[:, 0] if shape[0] == 1 else np.moveaxis(array, 1, -1)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    durable.write_bytes(folder / "figures" / f"{name}.npz", buffer.getvalue())
+def _in_numbers(found: LogLikelihood) -> dict[str, Any]:
+    return {
+        "nats": float(found.nats.double().mean()),
+        "kind": found.kind,
+        "estimator": found.estimator,
+        "std_error": found.std_error,
+        "effective_sample_size": found.effective_sample_size,
+    }
+
+
+def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | None) -> None:
+    """Every figure this model has, into files; what is drawn at random has a seed of its own."""
+    effort = Effort(num_temperatures=job.evaluate.gibbs_steps)
+    seed_torch(job.seed, "evaluate", "chains")
+    frames, sweeps = figures.chains(model, x, effort)
+    seed_torch(job.seed, "evaluate", "sample")
+    samples = figures.samples(model, effort)
+    seed_torch(job.seed, "evaluate", "sample_class")
+    data = {
+        "filters": figures.filters(model),
+        "reconstructions": figures.reconstructions(model, x),
+        "samples": samples,
+        "data": {"images": figures.spread(x, figures.NUM_SAMPLES)} if samples else {},
+        "samples_by_class": figures.samples_by_class(model, effort),
+        "chains": frames,
+    }
+    numbers = {"activity": figures.activity(model, x), "weights": figures.weights(model), "chains": sweeps}
+    for name in dict.fromkeys([*data, *numbers]):
+        arrays = {key: _as_pictures(values, shape) for key, values in data.get(name, {}).items()}
+        arrays |= {key: values.detach().cpu().numpy() for key, values in numbers.get(name, {}).items()}
+        if arrays:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)  # type: ignore[arg-type]
+            durable.write_bytes(Path(job.folder) / "figures" / f"{name}.npz", buffer.getvalue())
+
+
+def _as_pictures(values: Tensor, shape: tuple[int, ...] | None) -> np.ndarray:
+    """(…, num_visible) → (…, height, width[, channels]) where a sample is a picture, else as it is."""
+    array = values.detach().float().cpu().numpy()
+    if shape is None:
+        return array
+    array = array.reshape(*array.shape[:-1], *shape)  # channels first where there are any
+    if len(shape) == 2:
+        return array
+    return array[..., 0, :, :] if shape[0] == 1 else np.moveaxis(array, -3, -1)
 
 
 @torch.no_grad()
 def sample(job: SampleJob) -> dict[str, Any]:
     """Draws from a model → OUT.npy (number, num_visible), and OUT.png where samples are pictures."""
     model = registry.load(Path(job.model)).eval()
-    density = _density(model)
-    sampler = density if isinstance(density, Samples) else model
-    if not isinstance(sampler, Samples):
+    sampler = figures.able(model, Samples)
+    if sampler is None:
         raise InputError(f"{job.model}: a {_kind(model)} does not draw samples; rbm, dbn, vae and gan do")
     seed_torch(job.seed, "sample")
     drawn = sampler.sample(job.number, effort=Effort(num_temperatures=job.gibbs_steps)).float().numpy()

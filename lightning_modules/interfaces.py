@@ -2,7 +2,7 @@
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `StartsFromBelow`, `SamplesHidden`, `Samples`, `Classifies`,
-`SamplesByClass`, `HasLogProb`, `Measures`, `RankState`.
+`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Measures`, `RankState`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -14,7 +14,7 @@ generator and never seeds. `example()` returns a tiny valid instance and a batch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeGuard
 
@@ -203,6 +203,44 @@ class HasLogProb(ABC):
     @abstractmethod
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
         """(batch, num_visible) → nats per example, and what they promise."""
+
+
+class HasFreeEnergy(ABC):
+    """Has a density whose log Z is hard to come by; differences of log p between data need none."""
+
+    @abstractmethod
+    def free_energy(self, v: Tensor) -> Tensor:
+        """F(v) = −log p(v) − log Z, or an upper bound of it: (batch, num_visible) → (batch,), nats."""
+
+
+class HasChains(ABC):
+    """Draws new data by Gibbs chains that can be watched."""
+
+    @abstractmethod
+    def chains(self, v: Tensor) -> Iterator[Tensor]:
+        """From v, (batch, num_visible), one chain a row, without end.
+
+        After each sweep: the means of the visible units given the last draw of the others, (batch, num_visible).
+        """
+
+
+class HasHiddenLayers(ABC):
+    """Has hidden units to look at, by layer: 1 is the layer next to the data.
+
+    A layer may be left out: one whose units do not lie in [0, 1] has no activity, one without weights no fields.
+    """
+
+    @abstractmethod
+    def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
+        """Means of the hidden units as inferred from v: (batch, num_visible) → (batch, num_units_k) a layer."""
+
+    @abstractmethod
+    def incoming_weights(self) -> dict[int, Tensor]:
+        """The weights into each unit from the layer below it, (num_units_k, num_units_{k−1}) a layer."""
+
+    @abstractmethod
+    def receptive_fields(self) -> dict[int, Tensor]:
+        """The same as seen from the data, through all layers between: (num_units_k, num_visible) a layer."""
 
 
 class Measures(ABC):

@@ -11,6 +11,7 @@ Not here: the layers below, which make a deep belief net with labels in its top 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -21,6 +22,8 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import (
     Batch,
     Effort,
+    HasChains,
+    HasFreeEnergy,
     HasLogProb,
     Layer,
     LogLikelihood,
@@ -31,7 +34,7 @@ from lightning_modules.interfaces import (
     SamplesByClass,
     SamplesHidden,
 )
-from lightning_modules.likelihood import LogPartition
+from lightning_modules.likelihood import LogPartition, normalized
 from lightning_modules.units import Bernoulli, Units
 
 
@@ -71,7 +74,7 @@ class WithLabel(Units):
         return x[..., -self.num_classes :]
 
 
-class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, RankState):
+class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasFreeEnergy, HasChains, RankState):
     """p(v, y) ∝ Σ_h exp(−E(v, y, h)); as a layer and as a density it is that of v, the label summed out exactly.
 
     num_visible, num_hidden: at least 1. num_classes: K, at least 2.
@@ -165,8 +168,11 @@ class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogPro
     @torch.no_grad()
     def sample_hidden(self, v: Tensor) -> Tensor:
         """y ~ p(y | v), then h ~ p(h | v, y): (batch, num_visible) → (batch, num_hidden)."""
-        label = torch.multinomial(self.logits(v).softmax(1), 1)[:, 0]
-        return self.joint.sample_hidden(self.join(v, label))
+        return self.joint.sample_hidden(self._with_drawn_label(v))
+
+    def _with_drawn_label(self, v: Tensor) -> Tensor:
+        """The visible units of `joint` with y ~ p(y | v), (batch, num_visible + K)."""
+        return self.join(v, torch.multinomial(self.logits(v).softmax(1), 1)[:, 0])
 
     def filters(self) -> Tensor:
         """The weights from v into each hidden unit, (num_hidden, num_visible)."""
@@ -219,22 +225,24 @@ class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogPro
             v = self.joint.sample_visible(h)[:, : self.num_visible]
         return self.decode(self.joint.sample_hidden(self.join(v, label)))
 
-    def log_partition(self, *, effort: Effort) -> LogPartition:
-        """log Z of the joint machine: exact for at most 20 hidden units, else estimated by AIS."""
-        return self.joint.log_partition(effort=effort)
+    @torch.no_grad()
+    def chains(self, v: Tensor) -> Iterator[Tensor]:
+        """E[v | h] after each sweep over v and y, from y ~ p(y | v): (batch, num_visible), without end."""
+        for mean in self.joint.chains(self._with_drawn_label(v)):
+            yield mean[:, : self.num_visible]
+
+    def log_partition(self, *, effort: Effort, examples: Tensor | None = None) -> LogPartition:
+        """log Z of the joint machine: exact for at most 20 hidden units, else estimated by AIS.
+
+        examples: (any, num_visible), as for `RBM.log_partition`; their labels are drawn from p(y | v).
+        """
+        joint = None if examples is None else self._with_drawn_label(examples)
+        return self.joint.log_partition(effort=effort, examples=joint)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
         """log p(x) = −F(x) − log Z with the label summed out, (batch,) nats."""
-        partition = self.log_partition(effort=effort)
-        return LogLikelihood(
-            nats=-self.free_energy(x) - partition.nats,
-            kind=partition.kind,
-            estimator=partition.estimator,
-            effort=effort,
-            std_error=partition.std_error,
-            effective_sample_size=partition.effective_sample_size,
-        )
+        return normalized(-self.free_energy(x), self.log_partition(effort=effort, examples=x), effort)
 
     @classmethod
     def example(cls) -> tuple[Self, Batch]:

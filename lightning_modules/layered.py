@@ -98,15 +98,21 @@ class LayeredAnnealing(Annealing):
 
     where s is the half with fewer units and j counts the units of the other half, which are summed over. The fields a_k
     at the start are zero (Salakhutdinov & Hinton 2009, §3.2), but for those of the lowest layer: `base_field`.
+
+    start: states of all layers, where chains that go back from β = 1 begin; else they are drawn at β = 0.
+    A step is a sweep over both halves, which seen from s alone satisfies detailed balance.
     """
 
-    def __init__(self, machine: Layered, num_chains: int, base_field: Tensor) -> None:
+    def __init__(
+        self, machine: Layered, num_chains: int, base_field: Tensor, start: Sequence[Tensor] | None = None
+    ) -> None:
         self._machine = machine
         self._base = [base_field.to(machine.biases[0]), *(torch.zeros_like(bias) for bias in machine.biases[1:])]
         self._kept = machine.smaller_half
         self._summed = machine.parity(odd=0 in self._kept)
         self.log_partition_at_start = sum(float(BINARY.log_partition(base)) for base in self._base)
-        self._states = Layered(self._base, machine.weights).uncoupled_draws(num_chains)
+        at_rest = Layered(self._base, machine.weights)
+        self._states = at_rest.uncoupled_draws(num_chains) if start is None else list(start)
         self._look()
 
     def _look(self) -> None:

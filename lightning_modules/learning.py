@@ -95,6 +95,7 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
     held_out = some(parts["validation"], VALIDATION_EXAMPLES, "validation")
     x = data.examples(held_out)
     validation = {"x": x, "label": torch.from_numpy(labels[held_out])} if job.labeled else x
+    seen = data.examples(some(parts["train"], len(held_out), "free energy gap"))
     return fit(
         model,  # type: ignore[arg-type]
         data,
@@ -105,5 +106,6 @@ def _fit(job: TrainJob, model: Fitted, below: Stack | None, tell: Tell) -> Train
         below=below,
         hand_up=job.hand_up,
         validation=validation if len(held_out) else None,
+        seen=seen if len(held_out) else None,
         progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
     )

@@ -212,6 +212,29 @@ def normalized(log_weight: Tensor, partition: LogPartition, effort: Effort) -> L
     )
 
 
+def bounded(bound: Tensor, partition: LogPartition, effort: Effort, *, name: str) -> LogLikelihood:
+    """bound(x) − log Z, where bound(x) ≤ log p*(x): a lower bound of log p(x) unless log Z is an estimate.
+
+    bound: (batch,), or draws whose mean it is, (num_draws, batch), nats; name: what it is called. The standard error
+    combines that of the draws (unknown, hence None, for a single one) and that of log Z, whose the effective sample
+    size is; `reverse` is the same with the reverse log Z.
+    """
+    std_error = partition.std_error
+    if bound.ndim == 2:
+        draws, batch = bound.shape
+        sampling = 0.0 if draws < 2 else (bound.var(0).sum() / draws).sqrt().item() / batch
+        std_error = None if draws < 2 else math.hypot(sampling, std_error or 0.0)
+    return LogLikelihood(
+        nats=(bound if bound.ndim == 1 else bound.mean(0)) - partition.nats,
+        kind="estimate" if partition.kind == "estimate" else "lower_bound",
+        estimator=f"{name}, log Z by {partition.estimator}",
+        effort=effort,
+        std_error=std_error,
+        effective_sample_size=partition.effective_sample_size,
+        reverse=None if partition.reverse is None else bounded(bound, partition.reverse, effort, name=name),
+    )
+
+
 def importance_weighted(log_weights: Tensor, effort: Effort) -> LogLikelihood:
     """The importance-weighted bound L_k = E[log (1/k) Σ_s w_s] ≤ log p(x) (Burda, Grosse & Salakhutdinov 2016, ICLR).
 

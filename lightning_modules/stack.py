@@ -15,7 +15,7 @@ from typing import Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.interfaces import ComposedModel, Layer, SamplesHidden
+from lightning_modules.interfaces import ComposedModel, HasHiddenLayers, Layer, SamplesHidden, StreamingModel
 
 
 @runtime_checkable
@@ -45,8 +45,10 @@ class Randomizes(Protocol):
         ...
 
 
-class Stack(ComposedModel, Layer):
+class Stack(ComposedModel, Layer, HasHiddenLayers):
     """Layers in order, the one nearest the data first: h₀ = v, h_k = encode_k(h_{k−1}), code = h_L.
+
+    Of its hidden layers it shows the top one, which is new; those below have been shown as they were learned.
 
     layers: at least one; each must expect as many visible units as the one below has hidden units, else ValueError.
     """
@@ -153,6 +155,19 @@ class Stack(ComposedModel, Layer):
                 )
             projected.append(filters)
         return projected
+
+    def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
+        """{L: codes}, (batch, num_hidden), if the codes lie in [0, 1]."""
+        return {len(self): self.encode(v)} if self.hidden_range == (0.0, 1.0) else {}
+
+    def incoming_weights(self) -> dict[int, Tensor]:
+        """{L: the top layer's own filters}, if it learned any by gradient."""
+        top = self[-1]
+        return {} if isinstance(top, StreamingModel) or not isinstance(top, HasFilters) else {len(self): top.filters()}
+
+    def receptive_fields(self) -> dict[int, Tensor]:
+        """{L: its filters as seen from the data}, (num_hidden, num_visible), unless it only rescales."""
+        return {} if isinstance(self[-1], Rescales) else {len(self): self.filters()[-1]}
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

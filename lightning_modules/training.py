@@ -32,7 +32,7 @@ from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from data.splits import some
 from lightning_modules.checkpoint import Checkpoints, Saved
-from lightning_modules.interfaces import Batch, Losses, Model, Phase, PhasedModel, RankState
+from lightning_modules.interfaces import Batch, HasFreeEnergy, Losses, Model, Phase, PhasedModel, RankState
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -41,7 +41,10 @@ Progress = Callable[[int, int, float], None]  # step, of, loss
 
 
 class Training(pl.LightningModule):
-    """Takes steps on `model`; `below` is the frozen stack whose codes it learns from."""
+    """Takes steps on `model`; `below` is the frozen stack whose codes it learns from.
+
+    validation: held-out samples; seen: a fixed part of the training samples to compare them with.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Training(pl.LightningModule):
         below: Stack | None = None,
         hand_up: str = "mean",
         validation: Batch | None = None,
+        seen: Tensor | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class Training(pl.LightningModule):
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.log_steps = min(train.log_steps, steps_per_epoch)  # a short epoch still shows a curve
         self.journal, self.checkpoints, self.saved = journal, checkpoints, saved
-        self.validation, self.progress = validation, progress
+        self.validation, self.seen, self.progress = validation, seen, progress
         self.phases = _phases(model)
         self.next_step = saved.step if saved else 0
         self.sums: dict[str, Tensor] = {}
@@ -222,10 +226,24 @@ class Training(pl.LightningModule):
         assert self.validation is not None
         held_out = self.transfer_batch_to_device(self.validation, self.device, 0)
         losses = self.model.losses(self._learned_from(held_out))
+        found = {name: float(value) for name, value in losses.items()} | self._free_energy_gap(held_out)
         self.model.train()
         if isinstance(self.model, RankState):
             self.model.load_rank_state(kept)
-        self.journal.append(done, {f"validation/{name}": float(value) for name, value in losses.items()})
+        self.journal.append(done, {f"validation/{name}": value for name, value in found.items()})
+
+    def _free_energy_gap(self, held_out: Batch) -> dict[str, float]:
+        """mean F(held out) − mean F(seen), nats a sample: how much more probable what it has seen is (Hinton 2010, §6).
+
+        log Z cancels: the gap is a difference of mean log p. Draws on the way are the same at every epoch.
+        """
+        if not isinstance(self.model, HasFreeEnergy) or self.seen is None:
+            return {}
+        means = []
+        for x in (held_out if isinstance(held_out, Tensor) else held_out["x"], self.seen.to(self.device)):
+            seed_torch(self.seed, "free energy gap")
+            means.append(self.model.free_energy(self.from_data(x)).mean().item())
+        return {"free_energy_gap": means[0] - means[1]}
 
     def _checkpoint(self, done: int) -> None:
         if self.checkpoints is None:
@@ -310,6 +328,7 @@ def fit(
     below: Stack | None = None,
     hand_up: str = "mean",
     validation: Batch | None = None,
+    seen: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Training:
     """Trains `model` in place to the end, from the newest checkpoint in `folder` if there is one.
@@ -349,6 +368,7 @@ def fit(
         below=below,
         hand_up=hand_up,
         validation=validation,
+        seen=seen,
         progress=progress,
     )
     if saved is None and hasattr(model, "start_from_data_mean"):

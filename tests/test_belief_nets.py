@@ -167,13 +167,17 @@ def test_standard_error_joins_that_of_the_draws_and_that_of_log_z() -> None:
     answer = dbn.log_prob(x, effort=effort)
     torch.manual_seed(1)
     draws = dbn.log_weights(x, 10)
-    log_z = dbn.top.log_partition(effort=effort)
+    log_z = dbn.top.log_partition(effort=effort, examples=dbn.infer(x)[-1])
     torch.testing.assert_close(answer.nats, draws.mean(0) - log_z.nats)
     sampling = math.sqrt(sum(draws[:, n].var().item() / 10 for n in range(3))) / 3  # three independent errors, averaged
     assert log_z.std_error is not None and min(sampling, log_z.std_error) > 0.01
     assert answer.std_error == pytest.approx(math.hypot(sampling, log_z.std_error))
     assert answer.estimator == "variational bound (10 draws of q), log Z by AIS (20 chains, 20 temperatures)"
     assert answer.effective_sample_size == log_z.effective_sample_size
+    back = log_z.reverse
+    assert answer.reverse is not None and back is not None and back.std_error is not None
+    torch.testing.assert_close(answer.reverse.nats, draws.mean(0) - back.nats)
+    assert answer.reverse.std_error == pytest.approx(math.hypot(sampling, back.std_error))
 
 
 def test_a_single_draw_claims_no_standard_error() -> None:

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from lightning_modules.interfaces import (
     Effort,
     Encodes,
     Fitted,
+    HasChains,
+    HasFreeEnergy,
+    HasHiddenLayers,
     HasLogProb,
     Layer,
     Measures,
@@ -243,6 +247,36 @@ def test_log_prob_says_what_it_promises(kind: str) -> None:
     assert answer.kind in ("exact", "lower_bound", "upper_bound", "estimate")
     assert answer.estimator and answer.effort == SMALL
     assert answer.std_error is None or answer.std_error >= 0
+
+
+@pytest.mark.parametrize("kind", kinds_that(HasFreeEnergy))
+def test_free_energies_are_of_each_example_alone(kind: str) -> None:
+    model, batch = example(kind)
+    found = model.free_energy(data(batch))
+    assert found.shape == (2,) and found.isfinite().all()
+    assert torch.allclose(found[:1], model.free_energy(data(batch)[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", kinds_that(HasChains))
+def test_chains_stay_in_the_range_of_the_data(kind: str) -> None:
+    model, batch = example(kind)
+    start = data(batch).clone()
+    frames = list(islice(model.chains(data(batch)), 3))
+    assert len(frames) == 3 and torch.equal(start, data(batch))
+    for frame in frames:
+        assert frame.shape == start.shape and frame.isfinite().all() and not frame.requires_grad
+        low, high = model.visible_range or (-math.inf, math.inf)
+        assert frame.min() >= low and frame.max() <= high
+
+
+@pytest.mark.parametrize("kind", kinds_that(HasHiddenLayers))
+def test_hidden_layers_agree_in_their_sizes(kind: str) -> None:
+    model, batch = example(kind)
+    means, incoming, fields = model.hidden_means(data(batch)), model.incoming_weights(), model.receptive_fields()
+    assert means.keys() == incoming.keys() == fields.keys() and min(means) >= 1
+    for height, units in means.items():
+        assert units.shape[0] == 2 and units.min() >= 0 and units.max() <= 1
+        assert fields[height].shape == (units.shape[1], model.num_visible) and len(incoming[height]) == units.shape[1]
 
 
 @pytest.mark.parametrize("kind", kinds_that(Measures))
