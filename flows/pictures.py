@@ -94,7 +94,7 @@ def png(pixels: Array) -> bytes:
 
 
 def figure(name: str, content: Mapping[str, Array]) -> bytes | None:
-    """The picture of figures/NAME.npz: samples, data, filters or reconstructions, of images or of vectors."""
+    """The picture of figures/NAME.npz: samples, data or reconstructions, of images or of vectors."""
     if name == "reconstructions":
         ours = [content.get(part) for part in ("originals", "reconstructions")]
         if any(part is None or not part.size for part in ours):
@@ -104,17 +104,35 @@ def figure(name: str, content: Mapping[str, Array]) -> bytes | None:
     values = content.get("images", content.get("vectors"))
     if values is None or not values.size:
         return None
-    if values.ndim < 3:
-        return heat(np.atleast_2d(values))
-    return grid(diverging(values) if name == "filters" else gray(values), math.ceil(math.sqrt(len(values))))
+    return heat(np.atleast_2d(values)) if values.ndim < 3 else _square(gray(values))
+
+
+def filters(content: Mapping[str, Array]) -> dict[str, bytes]:
+    """One picture a layer of figures/filters.npz, by the layer's name, each on a colour scale of its own."""
+    shown = {layer: values for layer, values in content.items() if values.size}
+    return {
+        layer: heat(values) if values.ndim < 3 else _square(diverging(values))
+        for layer, values in sorted(shown.items())
+    }
+
+
+def _square(tiles: Array) -> bytes:
+    return grid(tiles, math.ceil(math.sqrt(len(tiles))))
 
 
 def write_figures(figures: Path, into: Path) -> list[Path]:
-    """One PNG for each figure file → the pictures written."""
-    drawn = {path.stem: figure(path.stem, arrays(path)) for path in sorted(figures.glob("*.npz"))}
-    for name, content in drawn.items():
-        if content:
-            (into / f"{name}.png").write_bytes(content)
+    """A PNG for each picture of the figure files → those written."""
+    drawn: dict[str, bytes | None] = {}
+    for path in sorted(figures.glob("*.npz")):
+        content = arrays(path)
+        drawn |= (
+            {f"filters_{layer}": picture for layer, picture in filters(content).items()}
+            if (path.stem == "filters")
+            else {path.stem: figure(path.stem, content)}
+        )
+    for name, picture in drawn.items():
+        if picture:
+            (into / f"{name}.png").write_bytes(picture)
     return sorted(into.glob("*.png"))
 
 

@@ -209,12 +209,14 @@ def curves(run: Run) -> str:
 
 
 def filters(run: Run) -> str:
-    shown = []
+    shown, seen = [], set()
     for stage in run.evaluations:
-        content = pictures.figure("filters", stage.figure("filters"))
-        if content:
-            picture = image(content, f"filters of {stage.name}")
-            shown.append(card(f"<b>{text(stage.name)}</b>", text(stage.row["kind"]), picture))
+        for layer, content in pictures.filters(stage.figure("filters")).items():
+            if content not in seen:
+                seen.add(content)
+                picture = image(content, f"filters of {stage.name}, {layer}")
+                small = f"{stage.row['kind']} · layer {layer.removeprefix('layer')}"
+                shown.append(card(f"<b>{text(stage.name)}</b>", text(small), picture))
     note = (
         "What a hidden unit looks for, drawn as a picture of the data: red raises it, blue lowers it, white does not "
         "matter. One colour scale a layer, symmetric around zero. Good filters are local and different from each other "

@@ -221,11 +221,11 @@ def build(out: Path, **fields: Any) -> dict[str, Any]:
     iwae = likelihood(-19.87, "lower_bound", "importance weighting", std_error=0.03, effective_sample_size=14.2)
     elbo = likelihood(-21.3, "lower_bound", "ELBO", std_error=0.05)
     measured: dict[str, tuple[str, list[dict[str, Any]], dict[str, dict[str, Array]]]] = {
-        "layer1": ("rbm", [ais], {"filters": {"images": filters}, "reconstructions": pairs,
+        "layer1": ("rbm", [ais], {"filters": {"layer1": filters}, "reconstructions": pairs,
                                   "samples": {"images": noisy(data, 1)}, "data": {"images": test}}),
         "layer2": ("dbn", [likelihood(-20.9, "estimate", "variational bound (100 draws of q), log Z by AIS")],
-                   {"filters": {"images": filters[:24] * 3}, "samples": {"images": noisy(data[::-1], 2, 0.04)},
-                    "data": {"images": test}}),
+                   {"filters": {"layer1": filters, "layer2": filters[:24] * 3}, "data": {"images": test},
+                    "samples": {"images": noisy(data[::-1], 2, 0.04)}}),
         "vae": ("vae", [iwae, elbo], {"reconstructions": pairs, "samples": {"images": noisy(seen[:100], 3, 0.02)},
                                       "data": {"images": test}}),
         "gan": ("gan", [], {"samples": {"images": noisy(images[200:300], 4, 0.12)}, "data": {"images": test}}),

@@ -88,6 +88,9 @@ def test_pictures_and_curves(finished: str) -> None:
     images = [attributes for tag, attributes in tags if tag == "img"]
     names = [attributes["alt"] for attributes in images]
     assert names.count("real data") == 1  # the same data beside every model are shown once
+    assert [name for name in names if (name or "").startswith("filters")] == [
+        "filters of layer1, layer1", "filters of layer2, layer2",  # and not layer 1 again
+    ]  # fmt: skip
     assert {f"samples from {name}" for name in ("layer1", "layer2", "vae", "gan")} <= set(names)
     for attributes in images:
         content = base64.b64decode((attributes["src"] or "").partition("base64,")[2])
@@ -131,7 +134,7 @@ def test_data_without_pictures_and_colour_pictures(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     vectors, colour = random.random((64, 20), np.float32), random.random((9, 5, 4, 3), np.float32)
     figures = {
-        "samples": {"vectors": vectors}, "data": {"vectors": vectors}, "filters": {"images": colour - np.float32(0.5)},
+        "samples": {"vectors": vectors}, "data": {"vectors": vectors}, "filters": {"layer1": colour - np.float32(0.5)},
         "reconstructions": {"originals": vectors, "reconstructions": vectors},
     }  # fmt: skip
     stage(tmp_path, "layer1-evaluate", "evaluate", "rbm", metrics={}, figures=figures)

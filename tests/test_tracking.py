@@ -124,7 +124,7 @@ def test_a_finished_run_arrives_whole(out: Path) -> None:
     params = dict(ask(out / "mlflow.db", f"select key, value from params where run_uuid = '{parent}'"))
     assert params["stages.layer1.train.epochs"] == "20"
     artifacts = {path.name for path in (out / "mlartifacts").rglob("*")}
-    expected = {"recipe.yaml", "report.html", "filters.png", "samples.png", "100-4.json", "weights.safetensors"}
+    expected = {"recipe.yaml", "report.html", "filters_layer2.png", "samples.png", "100-4.json", "weights.safetensors"}
     assert expected <= artifacts
 
     # Every model is registered, once.
