@@ -19,13 +19,14 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import (
     ComposedModel,
     Effort,
-    Encodes,
     HasChains,
     HasHiddenLayers,
     HasLogProb,
+    Layer,
     LogLikelihood,
     Samples,
     SamplesByClass,
+    SamplesHidden,
 )
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.likelihood import bounded
@@ -47,7 +48,7 @@ class Directed(Protocol):
     def visible_field(self, h: Tensor) -> Tensor: ...
 
 
-class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb, HasChains, HasHiddenLayers):
+class BeliefNet(Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasChains, HasHiddenLayers):
     """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}), with q(h_k | h_{k−1}) to infer.
 
     What a DBN and a net with untied weights have in common; they say what their directed layers are.
@@ -123,7 +124,23 @@ class BeliefNet(Encodes, Samples, SamplesByClass, HasLogProb, HasChains, HasHidd
             hidden.append(x)
         return hidden
 
+    @torch.no_grad()
+    def sample_hidden(self, v: Tensor) -> Tensor:
+        """One draw in every layer upwards, (batch, num_visible) → (batch, num_hidden)."""
+        return self.top.sample_hidden(self.infer(v)[-1] if len(self.stack) > 1 else v)
+
+    def filters(self) -> Tensor:
+        """Receptive fields of the top units in data space, see `Stack.filters`: (num_hidden, num_visible)."""
+        return self.stack.filters()[-1]
+
     # ---- downwards
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Means from the top units to the data, (batch, num_hidden) → (batch, num_visible)."""
+        h = self.top.decode(h)
+        for layer in reversed(self.directed_layers):
+            h = layer.visible_units.mean(layer.visible_field(h))
+        return h
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
@@ -199,7 +216,7 @@ class DBN(BeliefNet, ComposedModel):
     units, which `log_prob` and `sample` then sum out. It is kept, not copied.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(self, *, stack: Stack) -> None:
         super().__init__()
@@ -212,6 +229,11 @@ class DBN(BeliefNet, ComposedModel):
     def directed_layers(self) -> list[RBM]:
         """All layers but the top one, lowest first."""
         return cast(list[RBM], list(self.stack)[:-1])
+
+    @torch.no_grad()
+    def randomize(self) -> None:
+        """Makes the untrained twin in place, see `Stack.randomize`."""
+        self.stack.randomize()
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

@@ -289,14 +289,17 @@ def _flow(model: Fitted) -> Flow:
 
 
 def _shape(model: Fitted) -> str:
-    if isinstance(model, Stack):
-        return " → ".join(map(str, [model.num_visible, *(layer.num_hidden for layer in model)]))
-    below = getattr(model, "stack", None)
-    if isinstance(below, Stack):
-        return _shape(below)
     if isinstance(model, Encodes):
-        return f"{model.num_visible} → {model.num_hidden}"
+        return " → ".join(map(str, [model.num_visible, *_widths(model)]))
     return f"{getattr(model, 'num_latent', '?')} → {model.num_visible}" if isinstance(model, Samples) else ""
+
+
+def _widths(model: Encodes) -> list[int]:
+    """Of the codes on the way up: of every layer of a stack, and of one that a layer is made of."""
+    layers = model if isinstance(model, Stack) else getattr(model, "stack", None)
+    if not isinstance(layers, Stack):
+        return [model.num_hidden]
+    return [width for layer in layers for width in _widths(layer)]
 
 
 def _product(shape: list[int]) -> int:

@@ -32,13 +32,20 @@ class DeepAutoencoder(Model, Layer):
 
     stack: RBMs and tied autoencoders, trained or not. It is kept, not copied: its weights and hidden biases become the
     encoder's, its visible biases the decoder's.
+    start: "stack", or "random": the same net from random weights, see `randomize`, whatever the stack has learned.
     loss: cross_entropy − Σ_i v_i log v̂_i + (1 − v_i) log(1 − v̂_i), for data in [0, 1], or squared_error
         ½ Σ_i (v_i − v̂_i)², nats up to a constant.
     """
 
     revision: ClassVar[int] = 1
 
-    def __init__(self, *, stack: Stack, loss: Literal["cross_entropy", "squared_error"] = "cross_entropy") -> None:
+    def __init__(
+        self,
+        *,
+        stack: Stack,
+        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
+        start: Literal["stack", "random"] = "stack",
+    ) -> None:
         super().__init__()
         for number, layer in enumerate(stack, start=1):
             if not isinstance(layer, (RBM, Autoencoder)) or not getattr(layer, "tied", True):
@@ -46,13 +53,15 @@ class DeepAutoencoder(Model, Layer):
                 raise ValueError(
                     f"a deep autoencoder unrolls RBMs and tied autoencoders, but layer {number} is {found}"
                 )
-        self.stack, self.loss = stack, loss
+        self.stack, self.loss, self.start = stack, loss, start
         self.num_visible, self.num_hidden = stack.num_visible, stack.num_hidden
         if loss == "cross_entropy" and not self._binary:
             raise ValueError("cross_entropy needs a lowest layer of binary data; choose loss: squared_error")
         self.decoder_weights = nn.ParameterList(
             layer.weights.detach().t().clone(memory_format=torch.contiguous_format) for layer in self._layers
         )
+        if start == "random":
+            self.randomize()
 
     @property
     def _layers(self) -> list[Unrollable]:

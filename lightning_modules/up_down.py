@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_modules.belief_nets import BeliefNet, require_belief_net
 from lightning_modules.boltzmann import RBM
-from lightning_modules.interfaces import Batch, Layer, Losses, Model, SamplesHidden
+from lightning_modules.interfaces import Batch, Losses, Model
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
 from lightning_modules.units import Units
@@ -50,7 +50,7 @@ class Untied:
         return self.rbm.visible_field(h)
 
 
-class UpDown(BeliefNet, Model, Layer, SamplesHidden):
+class UpDown(BeliefNet, Model):
     """A DBN with untied weights, trained on the sum of three objectives, each over parameters of its own:
 
     wake   −Σ_k log p(h_{k−1} | h_k) for h ~ q(h | x):              the generative weights and biases
@@ -141,20 +141,6 @@ class UpDown(BeliefNet, Model, Layer, SamplesHidden):
         self.stack.randomize()
         for rbm, weights in zip(self._rbms, self.recognition, strict=True):
             weights.copy_(rbm.weights)
-
-    # ---- a layer
-
-    def decode(self, h: Tensor) -> Tensor:
-        """Means downwards by the generative weights, (batch, num_hidden) → (batch, num_visible)."""
-        h = self.top.decode(h)
-        for layer in reversed(self.directed_layers):
-            h = layer.visible_units.mean(layer.visible_field(h))
-        return h
-
-    @torch.no_grad()
-    def sample_hidden(self, v: Tensor) -> Tensor:
-        """One draw in every layer upwards, (batch, num_visible) → (batch, num_hidden)."""
-        return self.top.sample_hidden(self.infer(v)[-1])
 
     @classmethod
     def example(cls) -> tuple[Self, Batch]:

@@ -48,10 +48,12 @@ def test_a_plan_of_deep_nets() -> None:
         "  code: {on: layer1, model: {kind: autoencoder, activation: linear, num_hidden: 3}, train: {epochs: 0}}\n"
         "  deep: {on: code, model: {kind: deep_autoencoder, loss: squared_error}, train: {epochs: 1}}\n"
         "  few: {on: deep, finetune: {labels: [10]}}\n"
+        "  told: {on: dbn, finetune: {labels: [10]}}\n"
         "  whole: {on: layer1, model: {kind: classifier}, train: {epochs: 1, batch_size: 100}}\n"
     )
     stages = {stage.name: stage for stage in found.stages}
-    assert {name: (stage.labeled, stage.samples, stage.steps) for name, stage in stages.items() if name != "few"} == {
+    fitted = [stage for stage in found.stages if stage.flow != "finetune"]
+    assert {stage.name: (stage.labeled, stage.samples, stage.steps) for stage in fitted} == {
         "layer1": (False, 500, 50), "tied": (False, 500, 50), "top": (True, 300, 6), "dbn": (True, 0, 0),
         "awake": (True, 300, 3), "code": (False, 500, 0), "deep": (False, 500, 5), "whole": (True, 300, 3),
     }  # fmt: skip
@@ -61,7 +63,8 @@ def test_a_plan_of_deep_nets() -> None:
         "64 → 20 → 9",
     )
     assert stages["top"].spec["arguments"]["num_classes"] == 10 and stages["whole"].flow == "train"
-    assert stages["few"].shape == "64 → 3 → 10 classes"
+    assert stages["few"].shape == "64 → 20 → 3 → 10 classes"
+    assert stages["told"].shape == "64 → 20 → 9 → 10 classes"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_labels_reach_the_top_layer_and_its_evaluation(striped_inputs: Inputs, l
     assert 0 < held_out < 60 and answer["metrics"]["validation/error"] <= 0.1
     assert isinstance(stack[1], LabeledRBM)
 
-    dbn, _ = learned(train_job(striped_inputs, "dbn", {}, tmp_path / "top"), tmp_path / "dbn")
+    (dbn,), _ = learned(train_job(striped_inputs, "dbn", {}, tmp_path / "top"), tmp_path / "dbn")
     assert isinstance(dbn, DBN) and dbn.num_classes == 2
     metrics = measured(tmp_path / "dbn", striped_inputs)
     assert metrics["test/error"] < 5 and metrics["test/log_prob"] > 16 * np.log(0.5)

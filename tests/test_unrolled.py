@@ -140,6 +140,16 @@ def test_its_twin_starts_tied_again() -> None:
     assert second.abs().max() <= (2 * 6 / 9) ** 0.5  # Glorot's limit under rectified codes
 
 
+def test_a_random_start_forgets_the_stack_and_is_tied() -> None:
+    torch.manual_seed(3)
+    net = DeepAutoencoder(stack=rectified("cross_entropy"), start="random")
+    torch.manual_seed(3)
+    twin = DeepAutoencoder(stack=rectified("cross_entropy"))
+    twin.randomize()
+    found, expected = net.state_dict(), twin.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_what_cannot_be_unrolled() -> None:
     net = DeepAutoencoder(stack=rbms())
     with pytest.raises(ValueError, match="unrolls RBMs and tied autoencoders, but layer 1 is DeepAutoencoder"):
