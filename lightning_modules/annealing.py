@@ -35,23 +35,34 @@ class Machine(Protocol):
 class RBMAnnealing(Annealing):
     """Chains of a machine whose parameters grow from independent visible units to their own values:
 
-    p_β(v) ∝ exp(log_base(v) + T(v)·((1−β) b₀ + β b)) Π_j (1 + exp β(c + T(v)W)_j)
+    p_β(v) ∝ exp(log_base(v) + T(v)·((1−β) b₀ + β b)) Π_j (1 + exp β(D c + T(v)W)_j)
     (Salakhutdinov & Murray 2008, ICML, with hidden units of field zero at the start).
 
     base_field: b₀, (num_visible,), the field of the visible units at β = 0.
     start: (num_chains, num_visible), where chains that go back from β = 1 begin; else they are drawn at β = 0.
+    replicas: D, how many like units v stands for (the words of a document), the same number in all chains.
 
     A step is a sweep v → h → v, which seen from v alone satisfies detailed balance.
     """
 
-    def __init__(self, machine: Machine, num_chains: int, base_field: Tensor, start: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        num_chains: int,
+        base_field: Tensor,
+        start: Tensor | None = None,
+        replicas: int | None = None,
+    ) -> None:
         self._machine = machine
         self._base_field = base_field.to(machine.visible_bias)
+        self._replicas = None if replicas is None else self._base_field.new_full((num_chains, 1), replicas)
         visible, no_field = machine.visible_units, torch.zeros_like(machine.hidden_bias)
+        one = None if self._replicas is None else self._replicas[0]
         self.log_partition_at_start = float(
-            visible.log_partition(self._base_field) + machine.hidden_units.log_partition(no_field)
+            visible.log_partition(self._base_field, one) + machine.hidden_units.log_partition(no_field)
         )
-        self._set(visible.sample(self._base_field.expand(num_chains, -1)) if start is None else start)
+        base_fields = self._base_field.expand(num_chains, -1)
+        self._set(visible.sample(base_fields, self._replicas) if start is None else start)
 
     def _set(self, v: Tensor) -> None:
         self._hidden_field = self._machine.hidden_field(v)
@@ -72,7 +83,8 @@ class RBMAnnealing(Annealing):
         machine = self._machine
         h = machine.hidden_units.statistic(machine.hidden_units.sample(beta * self._hidden_field))
         bias = torch.lerp(self._base_field, machine.visible_bias, beta)
-        self._set(machine.visible_units.sample(torch.addmm(bias, h, machine.weights.t(), alpha=beta)))
+        field = torch.addmm(bias, machine.hidden_units.statistic(h), machine.weights.t(), alpha=beta)
+        self._set(machine.visible_units.sample(field, self._replicas))
 
 
 def softplus_gain(field: Tensor, beta: float, next_beta: float) -> Tensor:

@@ -6,6 +6,8 @@ log-partition of the hidden units (softplus for binary ones), W `weights`, b `vi
     E(v, h) = −log_base(v) − log_base(h) − b·T(v) − c·T(h) − T(v)ᵀ W T(h),          p(v, h) = exp(−E(v, h)) / Z
     F(v)    = −log Σ_h exp(−E(v, h)) = −log_base(v) − b·T(v) − Σ_j A_h(c + T(v)W)_j
 
+Where v stands for D like units (`Units.replicas`), D c takes the place of c.
+
 Parameters are given here, not learned: an `RBM` hands over its own, its negative phase may use others.
 """
 
@@ -33,8 +35,10 @@ class Bipartite:
     hidden_units: Units
 
     def hidden_field(self, v: Tensor) -> Tensor:
-        """c + T(v) W, (batch, num_visible) → (batch, num_hidden)."""
-        return torch.addmm(self.hidden_bias, self.visible_units.statistic(v), self.weights)
+        """D c + T(v) W, where v stands for D like units (`Units.replicas`): (batch, num_visible) → (batch, num_hidden)."""
+        replicas = self.visible_units.replicas(v)
+        bias = self.hidden_bias if replicas is None else replicas * self.hidden_bias
+        return torch.addmm(bias, self.visible_units.statistic(v), self.weights)
 
     def visible_field(self, h: Tensor) -> Tensor:
         """b + W T(h), (batch, num_hidden) → (batch, num_visible)."""
@@ -53,13 +57,16 @@ class Bipartite:
         visible_term = self.visible_units.log_base(v) + self.visible_units.statistic(v) @ self.visible_bias
         return -visible_term - self.hidden_units.log_partition(hidden_field)
 
-    def sweeps(self, hidden_mean: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Gibbs sweeps h, v from hidden units of these means → (a draw of v, the means of the first draw of v)."""
-        visible_mean = first_mean = self.visible_mean(self.hidden_units.draw(hidden_mean))
+    def sweeps(self, hidden_field: Tensor, number: int, replicas: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gibbs sweeps h, v from hidden units with these fields → (a draw of v, the field of the first draw of v).
+
+        replicas: those of every draw of v.
+        """
+        field = first_field = self.visible_field(self.hidden_units.sample(hidden_field))
         for _ in range(number - 1):
-            hidden_mean = self.hidden_mean(self.visible_units.draw(visible_mean))
-            visible_mean = self.visible_mean(self.hidden_units.draw(hidden_mean))
-        return self.visible_units.draw(visible_mean), first_mean
+            v = self.visible_units.sample(field, replicas)
+            field = self.visible_field(self.hidden_units.sample(self.hidden_field(v)))
+        return self.visible_units.sample(field, replicas), first_field
 
     def log_pseudolikelihood(self, v: Tensor, hidden_field: Tensor) -> Tensor:
         """Σ_i log p(v_i | all other visible units) of binary v, estimated from one random unit per example: (batch,).
@@ -84,25 +91,46 @@ class Bipartite:
 
         data, model: (batch, num_visible) and (number of states, num_visible); hidden_field: that of both, one below
         the other. model_weights: (number of states,), take the place of the plain mean.
+        Hidden units without a density have no F; E(v, E[h | v]), with E[h | v] held fixed, then takes its place
+        (Nair & Hinton 2010). Its gradient has the same form.
         """
         if model_weights is None:
             model_weights = model.new_full((len(model),), 1 / len(model))
         with torch.no_grad():
             share = torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
             v = torch.cat([data, model])
-            value = share @ self.free_energy(v, hidden_field)
             statistic = self.visible_units.statistic(v)
             hidden_mean = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
+            if self.hidden_units.has_density:
+                value = share @ self.free_energy(v, hidden_field)
+            else:
+                visible_term = self.visible_units.log_base(v) + statistic @ self.visible_bias
+                value = -share @ (visible_term + (hidden_field * hidden_mean).sum(-1))
+            replicas = self.visible_units.replicas(v)
         loss: Tensor = _WeightedFreeEnergy.apply(
-            self.weights, self.visible_bias, self.hidden_bias, statistic, hidden_mean, share, value
+            self.weights, self.visible_bias, self.hidden_bias, statistic, hidden_mean, replicas, share, value
         )
+        if any(parameter.requires_grad for parameter in self.visible_units.parameters()):
+            loss = loss + self._without_value(v, hidden_mean, share)
         return loss
+
+    def _without_value(self, v: Tensor, hidden_mean: Tensor, share: Tensor) -> Tensor:
+        """0, with the gradient of Σ_n share_n F(v_n) in the parameters of the visible units themselves:
+
+        −∂ log_base(v) − (b + W ĥ)·∂T(v), the hidden means ĥ held fixed, where F is stationary.
+        """
+        with torch.no_grad():
+            field = torch.addmm(self.visible_bias, hidden_mean, self.weights.t())
+        energy = -share @ (self.visible_units.log_base(v) + (field * self.visible_units.statistic(v)).sum(-1))
+        return energy - energy.detach()
 
 
 class _WeightedFreeEnergy(torch.autograd.Function):
     """Σ_n share_n F(v_n) with its gradient in closed form, both phases in one product:
 
-    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n ĥ_n,   ĥ_n = E[T(h) | v_n].
+    ∂/∂W = −T(v)ᵀ diag(share) ĥ,   ∂/∂b = −Σ_n share_n T(v_n),   ∂/∂c = −Σ_n share_n D_n ĥ_n,   ĥ_n = E[T(h) | v_n],
+
+    where D_n are the replicas v_n stands for, None for one each.
     """
 
     @staticmethod
@@ -113,16 +141,18 @@ class _WeightedFreeEnergy(torch.autograd.Function):
         hidden_bias: Tensor,
         statistic: Tensor,
         hidden_mean: Tensor,
+        replicas: Tensor | None,
         share: Tensor,
         value: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(statistic, hidden_mean, share)
+        ctx.save_for_backward(statistic, hidden_mean, replicas, share)
         return value.clone()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        statistic, hidden_mean, share = ctx.saved_tensors
+        statistic, hidden_mean, replicas, share = ctx.saved_tensors
         share = -grad * share
         shared_hidden = share[:, None] * hidden_mean
-        return statistic.t() @ shared_hidden, share @ statistic, shared_hidden.sum(0), None, None, None, None
+        hidden_bias = shared_hidden.sum(0) if replicas is None else replicas[:, 0] @ shared_hidden
+        return statistic.t() @ shared_hidden, share @ statistic, hidden_bias, None, None, None, None, None

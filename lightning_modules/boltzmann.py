@@ -1,10 +1,12 @@
 """Restricted Boltzmann machines (Smolensky 1986; Hinton 2002, Neural Comput. 14) as models: trained, sampled, measured.
 
-Symbols: v visible and h binary hidden units, T(v) the visible statistic (v itself for Bernoulli and Gaussian units),
-W `weights`, b `visible_bias`, c `hidden_bias`.
+Symbols: v visible and h hidden units, T(v) the visible statistic (v itself for binary units), W `weights`, b
+`visible_bias`, c `hidden_bias`. For binary hidden units
 
     E(v, h) = −log_base(v) − b·T(v) − c·h − T(v)ᵀ W h,          p(v, h) = exp(−E(v, h)) / Z
     F(v)    = −log Σ_h exp(−E(v, h)) = −log_base(v) − b·T(v) − Σ_j softplus(c + T(v)W)_j
+
+A document of D words (`visible: replicated_softmax`) has D c for c, and a Z for each D.
 
 Not here: the families of units (`units`), energies, sweeps and the gradient in closed form (`bipartite`), the chains of
 the negative phase (`negative_phase`), log Z (`likelihood`), anything deep (`stack`, `belief_nets`).
@@ -23,7 +25,10 @@ from torch import Tensor, nn
 
 from lightning_modules.annealing import RBMAnnealing
 from lightning_modules.bipartite import Bipartite
+from lightning_modules.categorical import ReplicatedSoftmax
 from lightning_modules.doubled import DoubledBernoulli
+from lightning_modules.families import hidden_family, visible_family
+from lightning_modules.gaussian import Gaussian
 from lightning_modules.interfaces import (
     Batch,
     Effort,
@@ -46,18 +51,22 @@ from lightning_modules.likelihood import (
     LogPartition,
     annealed_importance_sampling,
     enumerated_log_partition,
+    joined,
     normalized,
     reverse_starts,
 )
 from lightning_modules.negative_phase import ContrastiveDivergence, NegativePhase, PersistentChains
-from lightning_modules.units import UNITS, Bernoulli
+from lightning_modules.units import Bernoulli
 
 
 class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnergy, Samples, HasChains, RankState):
-    """A restricted Boltzmann machine with binary hidden units.
+    """A restricted Boltzmann machine of any two families of units.
 
     num_visible, num_hidden: at least 1.
-    visible: a name in `UNITS`: "bernoulli" for data in [0, 1], "gaussian" for standardised data.
+    visible: "bernoulli" for data in [0, 1]; "gaussian" for real data, noise of the data's own variance, and
+        "learned_gaussian", a variance learned from there (`gaussian`); "relu" for values ≥ 0, as the codes of rectified
+        units; "softmax" for groups of states of which one is on, "replicated_softmax" for word counts (`categorical`).
+    hidden: "bernoulli"; "gaussian", of variance 1, a linear code; "relu", noisy rectified (`rectified`).
     algorithm: where the chains of the negative phase start. "cd", contrastive divergence: at the batch (Hinton 2002).
         "pcd", persistent: where they stopped in the step before (Tieleman 2008, ICML; Younes 1989).
     gibbs_steps: full sweeps h | v, v | h of the negative phase, at least 1.
@@ -66,9 +75,10 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
     doubled: which binary units stand twice, as the layers of a deep Boltzmann machine want it while they are trained
         one by one (see `doubled`): "visible" its lowest layer's, "hidden" its top layer's, "both" those between.
     start: "random", or "tied" to the RBM below, which must mirror this one, see `start_from_below`.
+    num_states: of each group of softmax units, whose number it divides; for no others.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -82,14 +92,14 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         weight_std: float = 0.01,
         doubled: str = "none",
         start: Literal["random", "tied"] = "random",
+        hidden: str = "bernoulli",
+        num_states: int | None = None,
     ) -> None:
         super().__init__()
         counts = {"num_visible": num_visible, "num_hidden": num_hidden}
         for name, count in (counts | {"gibbs_steps": gibbs_steps, "num_chains": num_chains}).items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
-        if visible not in UNITS:
-            raise ValueError(f"visible must be one of {', '.join(UNITS)}, not {visible!r}")
         if algorithm not in ("cd", "pcd"):
             raise ValueError(f"algorithm must be cd or pcd, not {algorithm!r}")
         if start not in ("random", "tied"):
@@ -98,16 +108,18 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
             raise ValueError(f"weight_std must not be negative, as {weight_std} is")
         if doubled not in ("none", "visible", "hidden", "both"):
             raise ValueError(f"doubled must be none, visible, hidden or both, not {doubled!r}")
-        if doubled in ("visible", "both") and visible != "bernoulli":
-            raise ValueError(f"only bernoulli units can be doubled, not {visible} ones")
+        if visible == "replicated_softmax" and algorithm != "cd":
+            raise ValueError("persistent chains know no number of words; replicated_softmax learns by algorithm: cd")
         self.num_visible = num_visible
         self.num_hidden = num_hidden
         self.algorithm = algorithm
         self.gibbs_steps = gibbs_steps
         self.visible, self.num_chains, self.weight_std, self.doubled = visible, num_chains, weight_std, doubled
         self.start = start
-        self.visible_units = DoubledBernoulli() if doubled in ("visible", "both") else UNITS[visible]()
-        self.hidden_units = DoubledBernoulli() if doubled in ("hidden", "both") else Bernoulli()
+        self.hidden, self.num_states = hidden, num_states
+        twice = doubled in ("visible", "both"), doubled in ("hidden", "both")
+        self.visible_units = visible_family(visible, num_visible, num_states, doubled=twice[0])
+        self.hidden_units = hidden_family(hidden, num_hidden, above=visible, doubled=twice[1])
         self.weights = nn.Parameter(weight_std * torch.randn(num_visible, num_hidden))
         self.visible_bias = nn.Parameter(torch.zeros(num_visible))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
@@ -127,16 +139,16 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
 
     @property
     def visible_range(self) -> tuple[float, float] | None:
-        """That of the visible units: (0, 1) for Bernoulli units, None for Gaussian ones."""
+        """That of the visible units: (0, 1) for Bernoulli units, None for Gaussian ones …"""
         return self.visible_units.value_range
 
     @property
     def hidden_range(self) -> tuple[float, float] | None:
-        """That of binary units: (0, 1)."""
+        """That of the hidden units: (0, 1) for Bernoulli units, None for Gaussian ones …"""
         return self.hidden_units.value_range
 
     def hidden_field(self, v: Tensor) -> Tensor:
-        """c + T(v) W, (batch, num_visible) → (batch, num_hidden)."""
+        """D c + T(v) W, D the words of a document, else 1: (batch, num_visible) → (batch, num_hidden)."""
         return self.machine().hidden_field(v)
 
     def visible_field(self, h: Tensor) -> Tensor:
@@ -144,11 +156,11 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         return self.machine().visible_field(h)
 
     def encode(self, v: Tensor) -> Tensor:
-        """p(h = 1 | v), (batch, num_visible) → (batch, num_hidden)."""
+        """E[h | v], (batch, num_visible) → (batch, num_hidden)."""
         return self.machine().hidden_mean(v)
 
     def decode(self, h: Tensor) -> Tensor:
-        """E[v | h], (batch, num_hidden) → (batch, num_visible)."""
+        """E[v | h], (batch, num_hidden) → (batch, num_visible); of documents the distribution of one word."""
         return self.machine().visible_mean(h)
 
     @torch.no_grad()
@@ -179,9 +191,24 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
             start keeps the biases it has.
         """
         with torch.no_grad():
+            if isinstance(self.visible_units, Gaussian) and self.start != "tied":
+                self.visible_units.location.copy_(mean)
             self.base_field.copy_(self.visible_units.field_of_mean(mean.to(self.visible_bias)))
             if self.start != "tied":
                 self.visible_bias.copy_(self.base_field)
+
+    def start_from_data_std(self, std: Tensor) -> None:
+        """Gaussian visible units take the data's standard deviations for their own; for use before the first step.
+
+        std: (num_visible,), of the training data. With it and their mean the machine works on standardised data.
+        """
+        if isinstance(self.visible_units, Gaussian) and self.start != "tied":
+            self.visible_units.rescale(std)
+
+    def after_step(self) -> None:
+        """Keeps a learned variance above its floor."""
+        if isinstance(self.visible_units, Gaussian):
+            self.visible_units.keep_floor()
 
     def start_from_below(self, below: Layer | None) -> None:
         """A tied start takes the RBM below upside down: W = W_belowᵀ, b = c_below, c = b_below.
@@ -209,6 +236,8 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
             self.weights.copy_(below.weights.t())
             self.visible_bias.copy_(below.hidden_bias)
             self.hidden_bias.copy_(below.visible_bias)
+        for own, mirrored_units in zip(ours, theirs, strict=True):
+            own.load_state_dict(mirrored_units.state_dict())
 
     def losses(self, batch: Batch) -> Losses:
         """{"loss": mean F(data) − mean F(model samples)} in nats, and a monitor; batch: (batch, num_visible).
@@ -252,50 +281,77 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
     @torch.no_grad()
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """E[v | h] after `effort.num_temperatures` Gibbs steps, one independent chain per sample, from base rates."""
-        v = self.visible_units.sample(self._start_field().expand(num_samples, -1))
+        start = self._start_field()
+        replicas = None
+        if self.reads_counts:  # as many words as a document has on average, see ReplicatedSoftmax.field_of_mean
+            replicas = start.exp().sum().round().expand(num_samples, 1)
+        v = self.visible_units.sample(start.expand(num_samples, -1), replicas)
         return next(islice(self.chains(v), effort.num_temperatures - 1, None))
 
     @torch.no_grad()
     def chains(self, v: Tensor) -> Iterator[Tensor]:
         """E[v | h] after each sweep v → h → v, (batch, num_visible), without end."""
+        replicas = self.visible_units.replicas(v)
         while True:
             field = self.visible_field(self.sample_hidden(v))
-            yield self.visible_units.mean(field)
-            v = self.visible_units.sample(field)
+            yield self.visible_units.mean(field, replicas)
+            v = self.visible_units.sample(field, replicas)
 
     @torch.no_grad()
-    def annealing(self, num_chains: int, base_field: Tensor | None = None, *, start: Tensor | None = None) -> Annealing:
+    def annealing(
+        self,
+        num_chains: int,
+        base_field: Tensor | None = None,
+        *,
+        start: Tensor | None = None,
+        replicas: int | None = None,
+    ) -> Annealing:
         """Chains for annealed importance sampling, drawn at β = 0, or for its reverse, standing at `start`.
 
         base_field: (num_visible,), the field of the independent visible units at β = 0; by default that of the training
         data's means, or the visible bias where `start_from_data_mean` never said.
-        start: (num_chains, num_visible).
+        start: (num_chains, num_visible). replicas: the number of words, of documents.
         """
-        return RBMAnnealing(self, num_chains, self._start_field() if base_field is None else base_field, start)
+        base_field = self._start_field() if base_field is None else base_field
+        return RBMAnnealing(self, num_chains, base_field, start, replicas)
 
     def _start_field(self) -> Tensor:
         return self.base_field if self.base_field.any() else self.visible_bias
 
     @torch.no_grad()
     def log_partition(
-        self, *, effort: Effort, base_field: Tensor | None = None, examples: Tensor | None = None
+        self,
+        *,
+        effort: Effort,
+        base_field: Tensor | None = None,
+        examples: Tensor | None = None,
+        replicas: int | None = None,
     ) -> LogPartition:
         """log Z, exact where the hidden or the Bernoulli visible units are at most 20, else estimated by AIS.
 
         examples: (any, num_visible), data near which the model should put its mass; an estimate then also has one from
         the other side, `reverse`, of chains that begin where `effort.num_temperatures` Gibbs steps lead from some of
-        them. Doubled units are not enumerated.
+        them. Doubled units are not enumerated. replicas: the number of words, which documents need and have alone;
+        they get no `reverse`.
+        ValueError where the units have no density.
         """
+        self._require_density()
+        if self.reads_counts != (replicas is not None):
+            raise ValueError("log Z of documents, and of them alone, is one for a number of words: replicas")
         num_visible = self.num_visible if isinstance(self.visible_units, Bernoulli) else math.inf
         num_hidden = self.num_hidden if isinstance(self.hidden_units, Bernoulli) else math.inf
         if min(num_visible, num_hidden) > MAX_ENUMERATED_UNITS:
             back = None if examples is None else self._annealing_back(examples, effort, base_field)
-            chains, pilot = (self.annealing(number, base_field) for number in (effort.num_chains, PILOT_CHAINS))
+            numbers = (effort.num_chains, PILOT_CHAINS)
+            chains, pilot = (self.annealing(number, base_field, replicas=replicas) for number in numbers)
             return annealed_importance_sampling(chains, effort, pilot=pilot, back=back)
         if num_visible < num_hidden:
             return enumerated_log_partition(lambda v: -self.free_energy(v), self.num_visible, like=self.weights)
+        copies = None if replicas is None else self.weights.new_full((1,), replicas)
         return enumerated_log_partition(
-            lambda h: h @ self.hidden_bias + self.visible_units.log_partition(self.visible_field(h)),
+            lambda h: (
+                h @ self.hidden_bias * (replicas or 1) + self.visible_units.log_partition(self.visible_field(h), copies)
+            ),
             self.num_hidden,
             like=self.weights,
         )
@@ -312,12 +368,45 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         """−F(x) − log Z, (batch,) nats. A call costs one `log_partition`: hand over a whole data set at once.
 
         Of doubled visible units: the log-probability that both copies are x, a lower bound of that of one.
+        Of documents: that of their words, given how many there are; one `log_partition` for each number there is.
+        ValueError where the units have no density.
         """
+        self._require_density()
+        if self.reads_counts:
+            return self._log_prob_by_length(x, effort)
         found = normalized(-self.free_energy(x), self.log_partition(effort=effort, examples=x), effort)
         if not isinstance(self.visible_units, DoubledBernoulli):
             return found
         kind: Literal["lower_bound", "estimate"] = "lower_bound" if found.kind == "exact" else "estimate"
         return replace(found, kind=kind, estimator=f"both copies of the visible units, {found.estimator}")
+
+    @property
+    def has_log_prob(self) -> bool:
+        """False with noisy rectified units on either side."""
+        return self.visible_units.has_density and self.hidden_units.has_density
+
+    @property
+    def has_free_energy(self) -> bool:
+        """False with noisy rectified units, and of documents, whose log Z depends on their length."""
+        return self.has_log_prob and not self.reads_counts
+
+    @property
+    def reads_counts(self) -> bool:
+        """Of replicated softmax units."""
+        return isinstance(self.visible_units, ReplicatedSoftmax)
+
+    def _require_density(self) -> None:
+        if not self.has_log_prob:
+            raise ValueError("an rbm with relu units claims no log_prob: noisy rectified units have no density")
+
+    def _log_prob_by_length(self, x: Tensor, effort: Effort) -> LogLikelihood:
+        lengths = x.sum(1).round().long()
+        groups = []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            partition = self.log_partition(effort=effort, replicas=length)
+            groups.append((rows, normalized(-self.free_energy(x[rows]), partition, effort)))
+        return joined(groups, "numbers of words")
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

@@ -39,11 +39,14 @@ class DoubledBernoulli(Units):
     def statistic(self, x: Tensor) -> Tensor:
         return 2 * x
 
-    def log_partition(self, field: Tensor) -> Tensor:
+    def log_partition(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return 2 * self._one.log_partition(field)
 
-    def mean(self, field: Tensor) -> Tensor:
+    def mean(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return self._one.mean(field)
+
+    def sample(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        return self.draw(self.mean(field))
 
     def draw(self, mean: Tensor) -> Tensor:
         return torch.lerp(self._one.draw(mean), self._one.draw(mean), 0.5)

@@ -60,7 +60,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     details: dict[str, Any] = {"set": name, "num_examples": len(x), "likelihoods": []}
 
     density = figures.able(model, HasLogProb)
-    if density is not None:
+    if density is not None and density.has_log_prob:
         seed_torch(job.seed, "evaluate", "log_prob")
         entry = _likelihood(density, x, name, job)
         details["likelihoods"].append(entry)

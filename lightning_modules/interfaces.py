@@ -200,6 +200,16 @@ class SamplesByClass(Classifies):
 class HasLogProb(ABC):
     """Has a density it can answer for."""
 
+    @property
+    def has_log_prob(self) -> bool:
+        """False for an instance of a class that has a density which itself has none; asking it is a ValueError."""
+        return True
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether x are the counts of a document's words; log_prob is then that of the words, their number given."""
+        return False
+
     @abstractmethod
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
         """(batch, num_visible) → nats per example, and what they promise."""
@@ -207,6 +217,11 @@ class HasLogProb(ABC):
 
 class HasFreeEnergy(ABC):
     """Has a density whose log Z is hard to come by; differences of log p between data need none."""
+
+    @property
+    def has_free_energy(self) -> bool:
+        """False for an instance that has none, or a log Z for each kind of example that does not cancel."""
+        return True
 
     @abstractmethod
     def free_energy(self, v: Tensor) -> Tensor:

@@ -54,11 +54,14 @@ class WithLabel(Units):
     def statistic(self, x: Tensor) -> Tensor:
         return x
 
-    def log_partition(self, field: Tensor) -> Tensor:
+    def log_partition(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return self.binary.log_partition(field[..., : -self.num_classes]) + self._label(field).logsumexp(-1)
 
-    def mean(self, field: Tensor) -> Tensor:
+    def mean(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return torch.cat([self.binary.mean(field[..., : -self.num_classes]), self._label(field).softmax(-1)], dim=-1)
+
+    def sample(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        return self.draw(self.mean(field))
 
     def draw(self, mean: Tensor) -> Tensor:
         shares = self._label(mean)

@@ -6,7 +6,7 @@ The only place for these; models bring the unnormalised densities. log w are log
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -232,6 +232,31 @@ def bounded(bound: Tensor, partition: LogPartition, effort: Effort, *, name: str
         std_error=std_error,
         effective_sample_size=partition.effective_sample_size,
         reverse=None if partition.reverse is None else bounded(bound, partition.reverse, effort, name=name),
+    )
+
+
+def joined(groups: Sequence[tuple[Tensor, LogLikelihood]], what: str) -> LogLikelihood:
+    """One answer for groups of examples whose log Z, or whose own likelihoods, were found one by one.
+
+    groups: (which examples, (n,) integers; the answer for these), together all examples. what: names a group.
+    The standard error is that of the mean over all examples, groups being independent; the effective sample size is
+    the smallest.
+    """
+    number = sum(len(rows) for rows, _ in groups)
+    first = groups[0][1]
+    nats = first.nats.new_empty(number)
+    for rows, found in groups:
+        nats[rows] = found.nats
+    errors = [(len(rows) / number, found.std_error) for rows, found in groups]
+    sizes = [found.effective_sample_size for _, found in groups if found.effective_sample_size is not None]
+    known = [share * error for share, error in errors if error is not None]
+    return LogLikelihood(
+        nats=nats,
+        kind=first.kind,
+        estimator=f"{first.estimator} for each of {len(groups)} {what}",
+        effort=first.effort,
+        std_error=math.hypot(*known) if len(known) == len(groups) else None,
+        effective_sample_size=min(sizes, default=None),
     )
 
 

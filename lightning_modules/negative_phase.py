@@ -49,7 +49,9 @@ class ContrastiveDivergence(NegativePhase):
         self.gibbs_steps = gibbs_steps
 
     def draw(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        states, reconstruction = machine.sweeps(machine.hidden_units.mean(data_field), self.gibbs_steps)
+        replicas = machine.visible_units.replicas(data)
+        states, field = machine.sweeps(data_field, self.gibbs_steps, replicas)
+        reconstruction = machine.visible_units.mean(field, replicas)
         return states, {"reconstruction_error": (data - reconstruction).square_().sum() / len(data)}
 
     def rank_state(self) -> dict[str, Tensor]:
@@ -71,7 +73,7 @@ class PersistentChains(NegativePhase):
         self._chains = chains  # no buffer: DistributedDataParallel would overwrite it with rank 0's
 
     def draw(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        states, _ = machine.sweeps(machine.hidden_mean(self._chains.to(data)), self.gibbs_steps)
+        states, _ = machine.sweeps(machine.hidden_field(self._chains.to(data)), self.gibbs_steps)
         if self.training:
             self._chains = states
         return states, {}

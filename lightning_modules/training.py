@@ -237,7 +237,7 @@ class Training(pl.LightningModule):
 
         log Z cancels: the gap is a difference of mean log p. Draws on the way are the same at every epoch.
         """
-        if not isinstance(self.model, HasFreeEnergy) or self.seen is None:
+        if not isinstance(self.model, HasFreeEnergy) or not self.model.has_free_energy or self.seen is None:
             return {}
         means = []
         for x in (held_out if isinstance(held_out, Tensor) else held_out["x"], self.seen.to(self.device)):
@@ -373,8 +373,10 @@ def fit(
     )
     if saved is None and hasattr(model, "start_from_data_mean"):
         seed_torch(seed, "data mean")
-        mean = module.from_data(data.examples(some(data.samples, 10_000, "data mean"))).mean(dim=0)
-        model.start_from_data_mean(mean)  # type: ignore[operator]
+        x = module.from_data(data.examples(some(data.samples, 10_000, "data mean")))
+        if hasattr(model, "start_from_data_std"):
+            model.start_from_data_std(x.std(dim=0, correction=0))  # type: ignore[operator]
+        model.start_from_data_mean(x.mean(dim=0))  # type: ignore[operator]
     data.start_step = module.next_step
     before = _note_signals(module)
     try:

@@ -1,16 +1,21 @@
-"""One exponential family of units per class (Welling, Rosen-Zvi & Hinton 2005, NIPS 17).
+"""Families of units, one a class, that a layer can be made of (Welling, Rosen-Zvi & Hinton 2005, NIPS 17).
 
 A layer of independent units that receive the field η (what is added up before the nonlinearity) has the density
 
     p(x | η) = exp(log_base(x) + η·T(x) − A(η)),     A(η) = log ∫ exp(log_base(x) + η·T(x)) dx
 
-with the statistic T, the log-partition A, and the mean E[T(x) | η] = ∂A/∂η. A Boltzmann machine's energy is linear in
-the statistics, so that these five functions are all it needs to know of its units. Weights are not here.
+with the statistic T, linear in x up to a constant, and the log-partition A, whose derivative is T(E[x | η]). A
+Boltzmann machine's energy is linear in the statistics, so that these functions are all it needs to know of its units.
+
+Some units stand for a number D of like ones that get the same field, as the words of a document do: `replicas`. Then
+A(η, D) = D A(η), and D copies of a unit weigh D times as much in the biases of the units they are connected to.
+
+Weights are not here; real units are in `gaussian`, units of several states in `categorical`, rectified ones in
+`rectified`, their names in recipes in `families`.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -20,9 +25,13 @@ from torch.nn import functional
 
 
 class Units(nn.Module, ABC):
-    """A layer's worth of independent units of one family; the last dimension of every tensor is the unit."""
+    """A layer's worth of independent units of one family; the last dimension of every tensor is the unit.
+
+    replicas, where a method takes them: (batch, 1), None for one each.
+    """
 
     value_range: ClassVar[tuple[float, float] | None] = None  # the interval values must lie in
+    has_density: ClassVar[bool] = True  # False: draws alone are defined, `log_base` and `log_partition` are not
 
     @abstractmethod
     def log_base(self, x: Tensor) -> Tensor:
@@ -32,13 +41,21 @@ class Units(nn.Module, ABC):
     def statistic(self, x: Tensor) -> Tensor:
         """T(x), what the weights see: (batch, num_units) → (batch, num_units)."""
 
-    @abstractmethod
-    def log_partition(self, field: Tensor) -> Tensor:
-        """A(η) summed over units: (batch, num_units) → (batch,), nats."""
+    def replicas(self, x: Tensor) -> Tensor | None:
+        """How many like units x stands for, (batch, num_units) → (batch, 1); None: one each."""
+        return None
 
     @abstractmethod
-    def mean(self, field: Tensor) -> Tensor:
-        """E[T(x) | η], (batch, num_units) → (batch, num_units)."""
+    def log_partition(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        """A(η) summed over units: (batch, num_units) → (batch,), nats. ValueError where there is no density."""
+
+    @abstractmethod
+    def mean(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        """E[x | η], (batch, num_units) → (batch, num_units)."""
+
+    @abstractmethod
+    def sample(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        """One draw given the field, (batch, num_units) → (batch, num_units)."""
 
     @abstractmethod
     def draw(self, mean: Tensor) -> Tensor:
@@ -50,11 +67,7 @@ class Units(nn.Module, ABC):
 
     def log_prob(self, x: Tensor, field: Tensor) -> Tensor:
         """log p(x | η) summed over units: (batch, num_units) twice → (batch,), nats."""
-        return self.log_base(x) + (field * self.statistic(x)).sum(-1) - self.log_partition(field)
-
-    def sample(self, field: Tensor) -> Tensor:
-        """One draw given the field, (batch, num_units) → (batch, num_units)."""
-        return self.draw(self.mean(field))
+        return self.log_base(x) + (field * self.statistic(x)).sum(-1) - self.log_partition(field, self.replicas(x))
 
 
 class Bernoulli(Units):
@@ -72,11 +85,14 @@ class Bernoulli(Units):
     def statistic(self, x: Tensor) -> Tensor:
         return x
 
-    def log_partition(self, field: Tensor) -> Tensor:
+    def log_partition(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return functional.softplus(field).sum(-1)
 
-    def mean(self, field: Tensor) -> Tensor:
+    def mean(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
         return torch.sigmoid(field)
+
+    def sample(self, field: Tensor, replicas: Tensor | None = None) -> Tensor:
+        return self.draw(torch.sigmoid(field))
 
     def draw(self, mean: Tensor) -> Tensor:
         return torch.rand_like(mean).lt_(mean)  # 0/1 in the type of mean; a quarter of the time of torch.bernoulli
@@ -84,31 +100,3 @@ class Bernoulli(Units):
     def field_of_mean(self, mean: Tensor) -> Tensor:
         """log p / (1 − p) (Hinton 2010, "A practical guide to training RBMs", §8) for p within [0.001, 0.999]."""
         return torch.logit(mean, eps=self.smallest_mean)
-
-
-class Gaussian(Units):
-    """Real units of unit variance, x | η ~ N(η, 1), on the standard normal density; T(x) = x, A(η) = η² / 2.
-
-    Data must be standardised: mean 0 and variance 1 per dimension, else the fixed variance does not fit.
-    """
-
-    def log_base(self, x: Tensor) -> Tensor:
-        return -(x.square().sum(-1) + x.shape[-1] * math.log(2 * math.pi)) / 2
-
-    def statistic(self, x: Tensor) -> Tensor:
-        return x
-
-    def log_partition(self, field: Tensor) -> Tensor:
-        return field.square().sum(-1) / 2
-
-    def mean(self, field: Tensor) -> Tensor:
-        return field
-
-    def draw(self, mean: Tensor) -> Tensor:
-        return mean + torch.randn_like(mean)
-
-    def field_of_mean(self, mean: Tensor) -> Tensor:
-        return mean.clone()
-
-
-UNITS: dict[str, type[Units]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
