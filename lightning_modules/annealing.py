@@ -81,7 +81,7 @@ class RBMAnnealing(Annealing):
     def step(self, beta: float) -> None:
         """One Gibbs sweep that leaves p_β as it is."""
         machine = self._machine
-        h = machine.hidden_units.statistic(machine.hidden_units.sample(beta * self._hidden_field))
+        h = machine.hidden_units.sample(beta * self._hidden_field)
         bias = torch.lerp(self._base_field, machine.visible_bias, beta)
         field = torch.addmm(bias, machine.hidden_units.statistic(h), machine.weights.t(), alpha=beta)
         self._set(machine.visible_units.sample(field, self._replicas))

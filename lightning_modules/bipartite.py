@@ -35,7 +35,7 @@ class Bipartite:
     hidden_units: Units
 
     def hidden_field(self, v: Tensor) -> Tensor:
-        """D c + T(v) W, where v stands for D like units (`Units.replicas`): (batch, num_visible) → (batch, num_hidden)."""
+        """D c + T(v) W, D the `replicas` of v, else 1: (batch, num_visible) → (batch, num_hidden)."""
         replicas = self.visible_units.replicas(v)
         bias = self.hidden_bias if replicas is None else replicas * self.hidden_bias
         return torch.addmm(bias, self.visible_units.statistic(v), self.weights)

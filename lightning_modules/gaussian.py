@@ -1,5 +1,5 @@
-"""Real units with Gaussian noise, of a fixed or a learned variance (Hinton & Salakhutdinov 2006, Science 313; Krizhevsky
-2009, "Learning multiple layers of features from tiny images"; Cho, Ilin & Raiko 2011, ICANN).
+"""Real units with Gaussian noise, of a fixed or a learned variance (Hinton & Salakhutdinov 2006, Science 313;
+Krizhevsky 2009, "Learning multiple layers of features from tiny images"; Cho, Ilin & Raiko 2011, ICANN).
 
 Symbols: μ and s, location and scale of each unit; u = (x − μ) / s.
 

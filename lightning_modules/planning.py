@@ -260,7 +260,7 @@ def _check_range(
         raise InputError(
             f"stage {name}: this {kind} needs values in {_text(model.visible_range)}, "
             f"but {source} lie in {_text(found)}; scale them, or choose Gaussian units "
-            f"(visible: gaussian, likelihood: gaussian or loss: squared_error)"
+            f"(visible: gaussian, likelihood: gaussian or loss: squared_error), for counts visible: replicated_softmax"
         )
 
 
