@@ -37,7 +37,16 @@ def layer1(template: Stages, read: Inputs, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def jobs(read: Inputs, layer1: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def layer2(template: Stages, read: Inputs, layer1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, the upper one with label units."""
+    folder = tmp_path_factory.mktemp("layer2")
+    job = train_job(read, "labeled_rbm", {}, layer1, num_visible=20, num_hidden=10, num_classes=10)
+    assert template.do(placed(job, folder)) == 0, template.log
+    return folder
+
+
+def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
     adam = {"optimizer": "adam", "learning_rate": 1e-3}
     pcd = {"momentum": 0.5, "weight_decay": 1e-3, "schedule": "linear"}
     return {
@@ -47,7 +56,13 @@ def jobs(read: Inputs, layer1: Path) -> dict[str, Any]:
         "labels and their chains": train_job(
             read, "labeled_rbm", pcd, num_visible=64, num_hidden=9, num_classes=10, algorithm="pcd", num_chains=30
         ),
+        "upside down on draws": train_job(
+            read, "rbm", pcd, layer1, num_visible=20, num_hidden=64, start="tied", algorithm="pcd", num_chains=30
+        ),
         "made of a stack": train_job(read, "deep_autoencoder", adam, layer1),
+        "up and down": train_job(read, "up_down", pcd | {"binarize": "sample"}, layer2).model_copy(
+            update={"labeled": True}
+        ),
         "noise and binarization": train_job(
             read, "vae", adam | {"binarize": "sample"}, num_visible=64, num_latent=3, hidden=[16]
         ),
@@ -56,13 +71,13 @@ def jobs(read: Inputs, layer1: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "name",
-    ["chains", "two optimizers", "layer on a stack", "labels and their chains", "made of a stack",
-     "noise and binarization"],
+    ["chains", "two optimizers", "layer on a stack", "labels and their chains", "upside down on draws",
+     "made of a stack", "up and down", "noise and binarization"],
 )  # fmt: skip
 def test_killed_at_any_step_the_rest_is_the_same(
-    template: Stages, read: Inputs, layer1: Path, tmp_path: Path, name: str
+    template: Stages, read: Inputs, layer1: Path, layer2: Path, tmp_path: Path, name: str
 ) -> None:
-    job = jobs(read, layer1)[name]
+    job = jobs(read, layer1, layer2)[name]
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert [step for step, metrics in whole["journal"] if "train/learning_rate" in metrics] == [5, 10, 15, 20, 25, 26]
