@@ -20,7 +20,7 @@ from conf import journal
 from conf.protocol import Result
 from data import durable
 from data.quarantine import Loss
-from flows import pictures
+from flows import over_epochs, pictures
 from flows.markup import card, cards, document, image, section, short_digest, table, text
 from flows.wording import (
     duration,
@@ -308,7 +308,9 @@ def likelihoods(run: Run) -> str:
         "draws carry the estimate: trust it less. A GAN has no likelihood and no row."
         + warning(sets, "a number measured on them")
     )
-    return section("Likelihoods", table(columns, rows), note)
+    first = {stage.name: found for stage, found in reversed(_likelihoods(run))}
+    charts = over_epochs.charts(run.record["recipe"]["stages"], first)
+    return section("Likelihoods", table(columns, rows) + (cards(charts) if charts else ""), note)
 
 
 def _labels(result: Result) -> list[str]:
