@@ -41,7 +41,7 @@ def curves(stages: Stages, found: Likelihoods) -> Iterator[tuple[list[str], dict
         if len(group) < LEAST:
             continue
         names = [group[epochs] for epochs in sorted(group)]
-        epochs = [one - min(group) for one in sorted(group)]
+        epochs = [float(one - min(group)) for one in sorted(group)]
         forth = [float(found[name]["nats"]) for name in names]
         reverse = {one: found[name].get("reverse") for one, name in zip(epochs, names, strict=True)}
         series: dict[str, Points] = {"nats": list(zip(epochs, forth, strict=True))}
