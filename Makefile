@@ -16,7 +16,7 @@ lint: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/tested
+bench: .venv/measured
 	$(BIN)/python -m pytest -m slow tests -s
 
 .venv/bin/python:
@@ -28,6 +28,10 @@ bench: .venv/tested
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+.venv/measured: .venv/tested
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,13 +30,13 @@ from data.loading import ShardData
 from data.shards import Manifest, check, ingest, verify
 from data.sources import RawSource, open_source
 from tests.benchmarks import mnist_sized
+from tests.benchmarks.turns import TURNS, in_turns, ratio, told
 
 pytestmark = pytest.mark.slow
 
 QUOTED = {"in-memory tensor": 740_000, "bare ShardWriter": 7_000}  # samples/s
 READING, INGESTING = 300_000, 25_000  # samples/s wanted there
 SHARD = 10_000
-TURNS = 5
 SMALL, LARGE, HUGE = 60_000, 600_000, 3_000_000
 SIZE = (28, 28)
 
@@ -80,35 +79,6 @@ def arrays(path: Path) -> RawSource:
 def _ingest(path: Path, folder: Path) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     return ingest(arrays(path), folder, shard_size=SHARD)
-
-
-def in_turns(
-    rivals: dict[str, Callable[[], int]], turns: int = TURNS, processor: dict[str, list[float]] | None = None
-) -> dict[str, list[float]]:
-    """Samples per second of each, turn by turn; a rival does its work and says how many samples it did.
-
-    `processor` takes the same per second of the processor's time.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(turns):
-        for name, work in rivals.items():
-            began, used = time.perf_counter(), time.process_time()
-            number = work()
-            rates[name].append(number / (time.perf_counter() - began))
-            if processor is not None:
-                processor.setdefault(name, []).append(number / (time.process_time() - used))
-    return rates
-
-
-def told(title: str, rates: dict[str, list[float]], unit: str = "samples/s") -> None:
-    load = f"load {os.getloadavg()[0]:.1f}"
-    print(f"\n{title} ({load}, medians of {len(next(iter(rates.values())))})")
-    for name, each in rates.items():
-        print(f"  {name:<42} {median(each):>14,.0f} {unit}   ({min(each):,.0f} to {max(each):,.0f})")
-
-
-def ratio(rates: dict[str, list[float]], first: str, second: str) -> float:
-    return median(a / b for a, b in zip(rates[first], rates[second], strict=True))
 
 
 def judged(rates: dict[str, list[float]], ours: str, peer: str, bound: float) -> None:
