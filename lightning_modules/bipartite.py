@@ -31,6 +31,7 @@ class Bipartite:
     weights: Tensor  # (num_visible, num_hidden)
     visible_bias: Tensor  # (num_visible,)
     hidden_bias: Tensor  # (num_hidden,)
+    base_field: Tensor  # (num_visible,), of the independent visible units from which tempered machines lead to this one
     visible_units: Units
     hidden_units: Units
 
@@ -91,14 +92,20 @@ class Bipartite:
 
         data, model: (batch, num_visible) and (number of states, num_visible); hidden_field: that of both, one below
         the other. model_weights: (number of states,), take the place of the plain mean.
-        Hidden units without a density have no F; E(v, E[h | v]), with E[h | v] held fixed, then takes its place
-        (Nair & Hinton 2010). Its gradient has the same form.
         """
         if model_weights is None:
             model_weights = model.new_full((len(model),), 1 / len(model))
+        share = torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
+        return self.weighted_free_energy(torch.cat([data, model]), hidden_field, share)
+
+    def weighted_free_energy(self, v: Tensor, hidden_field: Tensor, share: Tensor) -> Tensor:
+        """Σ_n share_n F(v_n), a scalar in nats whose gradient reaches the parameters alone.
+
+        v, hidden_field, share: (batch, num_visible), (batch, num_hidden) and (batch,).
+        Hidden units without a density have no F; E(v, E[h | v]), with E[h | v] held fixed, then takes its place
+        (Nair & Hinton 2010). Its gradient has the same form.
+        """
         with torch.no_grad():
-            share = torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
-            v = torch.cat([data, model])
             statistic = self.visible_units.statistic(v)
             hidden_mean = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
             if self.hidden_units.has_density:

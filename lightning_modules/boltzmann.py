@@ -9,13 +9,12 @@ Symbols: v visible and h hidden units, T(v) the visible statistic (v itself for 
 A document of D words (`visible: replicated_softmax`) has D c for c, and a Z for each D.
 
 Not here: the families of units (`units`), energies, sweeps and the gradient in closed form (`bipartite`), the chains of
-the negative phase (`negative_phase`), log Z (`likelihood`), anything deep (`stack`, `belief_nets`).
+the negative phase (`algorithms`), log Z (`enumeration`, `likelihood`), anything deep (`stack`, `belief_nets`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import ClassVar, Literal, Self
@@ -23,10 +22,13 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.algorithms import negative_phase
 from lightning_modules.annealing import RBMAnnealing
 from lightning_modules.bipartite import Bipartite
 from lightning_modules.categorical import ReplicatedSoftmax
+from lightning_modules.centering import Centering
 from lightning_modules.doubled import DoubledBernoulli
+from lightning_modules.enumeration import enumerable_units, exact_log_partition
 from lightning_modules.families import hidden_family, visible_family
 from lightning_modules.gaussian import Gaussian
 from lightning_modules.interfaces import (
@@ -39,6 +41,7 @@ from lightning_modules.interfaces import (
     LogLikelihood,
     Losses,
     Model,
+    MovingAverages,
     RankState,
     Samples,
     SamplesHidden,
@@ -50,16 +53,27 @@ from lightning_modules.likelihood import (
     Annealing,
     LogPartition,
     annealed_importance_sampling,
-    enumerated_log_partition,
     joined,
     normalized,
     reverse_starts,
 )
-from lightning_modules.negative_phase import ContrastiveDivergence, NegativePhase, PersistentChains
+from lightning_modules.sparsity import Sparsity
+from lightning_modules.tied import copy_upside_down
 from lightning_modules.units import Bernoulli
 
 
-class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnergy, Samples, HasChains, RankState):
+class RBM(
+    Model,
+    Layer,
+    SamplesHidden,
+    StartsFromBelow,
+    HasLogProb,
+    HasFreeEnergy,
+    Samples,
+    HasChains,
+    RankState,
+    MovingAverages,
+):
     """A restricted Boltzmann machine of any two families of units.
 
     num_visible, num_hidden: at least 1.
@@ -67,10 +81,18 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         "learned_gaussian", a variance learned from there (`gaussian`); "relu" for values ≥ 0, as the codes of rectified
         units; "softmax" for groups of states of which one is on, "replicated_softmax" for word counts (`categorical`).
     hidden: "bernoulli"; "gaussian", of variance 1, a linear code; "relu", noisy rectified (`rectified`).
-    algorithm: where the chains of the negative phase start. "cd", contrastive divergence: at the batch (Hinton 2002).
-        "pcd", persistent: where they stopped in the step before (Tieleman 2008, ICML; Younes 1989).
+    algorithm: what stands for the model in the gradient. "cd", contrastive divergence: chains that start at the batch
+        (Hinton 2002). "pcd", persistent: where they stopped in the step before (Tieleman 2008, ICML; Younes 1989).
+        "fast_pcd": these, driven by fast weights. "parallel_tempering": these, exchanged with replicas at higher
+        temperatures. "exact": all 2^min(num_visible, num_hidden) states, at most 2^20 of them; the loss is then
+        −log p(data).
     gibbs_steps: full sweeps h | v, v | h of the negative phase, at least 1.
-    num_chains: persistent chains, shared by all ranks; without meaning for "cd".
+    num_chains: persistent chains, shared by all ranks.
+    fast_learning_rate: of the fast weights of "fast_pcd", > 0.
+    num_temperatures: replicas of each chain of "parallel_tempering", at least 2.
+    centered: whether to follow the centered gradient, see `centering`.
+    sparsity_target, sparsity_cost: activity in (0, 1) binary hidden units are drawn to, or none, and how strongly, > 0;
+        see `sparsity`.
     weight_std: of the initial weights, ≥ 0 (Hinton 2010, "A practical guide to training RBMs", §8: 0.01).
     doubled: which binary units stand twice, as the layers of a deep Boltzmann machine want it while they are trained
         one by one (see `doubled`): "visible" its lowest layer's, "hidden" its top layer's, "both" those between.
@@ -89,6 +111,11 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         algorithm: str = "cd",
         gibbs_steps: int = 1,
         num_chains: int = 100,
+        fast_learning_rate: float = 0.05,
+        num_temperatures: int = 10,
+        centered: bool = False,
+        sparsity_target: float | None = None,
+        sparsity_cost: float = 0.1,
         weight_std: float = 0.01,
         doubled: str = "none",
         start: Literal["random", "tied"] = "random",
@@ -100,8 +127,6 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         for name, count in (counts | {"gibbs_steps": gibbs_steps, "num_chains": num_chains}).items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
-        if algorithm not in ("cd", "pcd"):
-            raise ValueError(f"algorithm must be cd or pcd, not {algorithm!r}")
         if start not in ("random", "tied"):
             raise ValueError(f"start must be random or tied, not {start!r}")
         if not weight_std >= 0:
@@ -116,6 +141,8 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         self.gibbs_steps = gibbs_steps
         self.visible, self.num_chains, self.weight_std, self.doubled = visible, num_chains, weight_std, doubled
         self.start = start
+        self.fast_learning_rate, self.num_temperatures, self.centered = fast_learning_rate, num_temperatures, centered
+        self.sparsity_target, self.sparsity_cost = sparsity_target, sparsity_cost
         self.hidden, self.num_states = hidden, num_states
         twice = doubled in ("visible", "both"), doubled in ("hidden", "both")
         self.visible_units = visible_family(visible, num_visible, num_states, doubled=twice[0])
@@ -125,17 +152,26 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
         self.base_field: Tensor
         self.register_buffer("base_field", torch.zeros(num_visible))
-        self.negative_phase = self._negative_phase()
-
-    def _negative_phase(self) -> NegativePhase:
-        if self.algorithm == "cd":
-            return ContrastiveDivergence(self.gibbs_steps)
-        chains = self.visible_units.sample(torch.zeros(self.num_chains, self.num_visible))
-        return PersistentChains(self.gibbs_steps, chains)
+        self.negative_phase = negative_phase(
+            algorithm, self.machine(), gibbs_steps, num_chains, fast_learning_rate, num_temperatures
+        )
+        self.centering = Centering(num_visible, num_hidden) if centered else None
+        self.sparsity = None
+        if sparsity_target is not None:
+            self.sparsity = Sparsity(self.hidden_units, num_hidden, target=sparsity_target, cost=sparsity_cost)
 
     def machine(self) -> Bipartite:
         """The distribution these parameters give."""
-        return Bipartite(self.weights, self.visible_bias, self.hidden_bias, self.visible_units, self.hidden_units)
+        return Bipartite(
+            self.weights, self.visible_bias, self.hidden_bias, self.base_field, self.visible_units, self.hidden_units
+        )
+
+    def learned_machine(self) -> Bipartite:
+        """The same distribution, with gradients centered on their way to the parameters where this RBM is."""
+        if self.centering is None:
+            return self.machine()
+        weights, visible_bias, hidden_bias = self.centering(self.weights, self.visible_bias, self.hidden_bias)
+        return replace(self.machine(), weights=weights, visible_bias=visible_bias, hidden_bias=hidden_bias)
 
     @property
     def visible_range(self) -> tuple[float, float] | None:
@@ -196,6 +232,8 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
             self.base_field.copy_(self.visible_units.field_of_mean(mean.to(self.visible_bias)))
             if self.start != "tied":
                 self.visible_bias.copy_(self.base_field)
+            if self.centering is not None:
+                self.centering.start(self.machine(), mean.to(self.visible_bias))
 
     def start_from_data_std(self, std: Tensor) -> None:
         """Gaussian visible units take the data's standard deviations for their own; for use before the first step.
@@ -206,9 +244,11 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
             self.visible_units.rescale(std)
 
     def after_step(self) -> None:
-        """Keeps a learned variance above its floor."""
+        """Keeps a learned variance above its floor; lets fast weights follow the gradient of the step."""
         if isinstance(self.visible_units, Gaussian):
             self.visible_units.keep_floor()
+        parameters = (self.weights, self.visible_bias, self.hidden_bias)
+        self.negative_phase.follow([p.grad for p in parameters if p.grad is not None])
 
     def start_from_below(self, below: Layer | None) -> None:
         """A tied start takes the RBM below upside down: W = W_belowᵀ, b = c_below, c = b_below.
@@ -222,39 +262,43 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         if not isinstance(below, RBM):
             found = "the data" if below is None else f"a layer of class {type(below).__name__}"
             raise ValueError(f"start: tied is the transpose of an rbm below, but it stands on {found}")
-        mirrored = (below.num_hidden, below.num_visible)
-        if (self.num_visible, self.num_hidden) != mirrored:
-            raise ValueError(
-                f"start: tied mirrors the rbm below, {below.num_visible} → {below.num_hidden}: "
-                f"num_hidden must be {below.num_visible}, not {self.num_hidden}"
-            )
-        ours, theirs = (self.visible_units, self.hidden_units), (below.hidden_units, below.visible_units)
-        if [type(units) for units in ours] != [type(units) for units in theirs]:
-            names = " and ".join(type(units).__name__ for units in theirs)
-            raise ValueError(f"start: tied mirrors the rbm below: its visible and hidden units must be {names}")
-        with torch.no_grad():
-            self.weights.copy_(below.weights.t())
-            self.visible_bias.copy_(below.hidden_bias)
-            self.hidden_bias.copy_(below.visible_bias)
-        for own, mirrored_units in zip(ours, theirs, strict=True):
-            own.load_state_dict(mirrored_units.state_dict())
+        copy_upside_down(below, self)
 
     def losses(self, batch: Batch) -> Losses:
-        """{"loss": mean F(data) − mean F(model samples)} in nats, and a monitor; batch: (batch, num_visible).
+        """{"loss": mean F(data) − mean F(model samples)} in nats, and monitors; batch: (batch, num_visible).
 
-        With chains in equilibrium the loss has the gradient of −log p(data); its value does not measure progress.
-        Contrastive divergence adds "reconstruction_error"; persistent chains of Bernoulli units add
-        "log_pseudolikelihood", nats. Both are means over the batch. In training mode persistent chains move on.
+        With chains in equilibrium the loss has the gradient of −log p(data); its value does not measure progress, but
+        for the exact algorithm, whose loss is −log p(data). Contrastive divergence adds "reconstruction_error", the
+        others of Bernoulli units "log_pseudolikelihood", nats, parallel tempering "swap_acceptance", a sparsity target
+        "hidden_activity"; means over the batch. In training mode persistent chains and moving averages move on.
         """
         assert isinstance(batch, Tensor)
-        machine = self.machine()
+        machine = self.learned_machine()
         with torch.no_grad():
             field = machine.hidden_field(batch)
-            model, monitors = self.negative_phase.draw(machine, batch, field)
+        found = self.negative_phase.losses(machine, batch, field)
+        with torch.no_grad():
             if self.algorithm != "cd" and isinstance(self.visible_units, Bernoulli):
-                monitors["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch, field).mean()
-            both_fields = torch.cat([field, machine.hidden_field(model)])
-        return {"loss": machine.free_energy_difference(batch, model, both_fields), **monitors}
+                found["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch, field).mean()
+        if self.sparsity is not None:
+            found["loss"] = found["loss"] + self.sparsity.pull(machine, batch)
+            found["hidden_activity"] = self.hidden_units.mean(field).mean()
+        if self.training:
+            self._move_averages(batch, field)
+        return found
+
+    @torch.no_grad()
+    def _move_averages(self, v: Tensor, hidden_field: Tensor) -> None:
+        if self.sparsity is not None:
+            self.sparsity.move(self.hidden_units.mean(hidden_field))
+        if self.centering is not None:
+            hidden = self.hidden_units.statistic(self.hidden_units.mean(hidden_field))
+            self.centering.move(self.visible_units.statistic(v), hidden)
+
+    def moving_averages(self) -> Sequence[Tensor]:
+        """Offsets and activities, where there are any."""
+        following = [part for part in (self.centering, self.sparsity) if part is not None]
+        return [buffer for part in following for buffer in part.buffers()]
 
     def free_energy_difference(self, data: Tensor, model: Tensor, model_weights: Tensor | None = None) -> Tensor:
         """mean F(data) − mean F(model), a scalar in nats whose gradient reaches the parameters alone.
@@ -269,7 +313,9 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         return machine.free_energy_difference(data, model, both_fields, model_weights)
 
     def rank_state(self) -> dict[str, Tensor]:
-        """{"chains": (num_chains, num_visible)} of persistent chains; contrastive divergence keeps nothing."""
+        """{"chains": (num_chains, num_visible)} of persistent chains, (num_chains, num_temperatures, num_visible) of
+        replicas; else nothing is kept.
+        """
         return self.negative_phase.rank_state()
 
     def load_rank_state(self, state: dict[str, Tensor]) -> None:
@@ -338,23 +384,12 @@ class RBM(Model, Layer, SamplesHidden, StartsFromBelow, HasLogProb, HasFreeEnerg
         self._require_density()
         if self.reads_counts != (replicas is not None):
             raise ValueError("log Z of documents, and of them alone, is one for a number of words: replicas")
-        num_visible = self.num_visible if isinstance(self.visible_units, Bernoulli) else math.inf
-        num_hidden = self.num_hidden if isinstance(self.hidden_units, Bernoulli) else math.inf
-        if min(num_visible, num_hidden) > MAX_ENUMERATED_UNITS:
-            back = None if examples is None else self._annealing_back(examples, effort, base_field)
-            numbers = (effort.num_chains, PILOT_CHAINS)
-            chains, pilot = (self.annealing(number, base_field, replicas=replicas) for number in numbers)
-            return annealed_importance_sampling(chains, effort, pilot=pilot, back=back)
-        if num_visible < num_hidden:
-            return enumerated_log_partition(lambda v: -self.free_energy(v), self.num_visible, like=self.weights)
-        copies = None if replicas is None else self.weights.new_full((1,), replicas)
-        return enumerated_log_partition(
-            lambda h: (
-                h @ self.hidden_bias * (replicas or 1) + self.visible_units.log_partition(self.visible_field(h), copies)
-            ),
-            self.num_hidden,
-            like=self.weights,
-        )
+        if enumerable_units(self.machine()) <= MAX_ENUMERATED_UNITS:
+            return exact_log_partition(self.machine(), replicas)
+        back = None if examples is None else self._annealing_back(examples, effort, base_field)
+        numbers = (effort.num_chains, PILOT_CHAINS)
+        chains, pilot = (self.annealing(number, base_field, replicas=replicas) for number in numbers)
+        return annealed_importance_sampling(chains, effort, pilot=pilot, back=back)
 
     def _annealing_back(self, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
         num_starts, chains_per_start = reverse_starts(effort)

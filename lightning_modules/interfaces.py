@@ -2,7 +2,8 @@
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `StartsFromBelow`, `SamplesHidden`, `Samples`, `Classifies`,
-`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Measures`, `RankState`.
+`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Measures`, `RankState`,
+`MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -278,6 +279,13 @@ class RankState(ABC):
 
     @abstractmethod
     def load_rank_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class MovingAverages(ABC):
+    """Buffers that follow means over the batch: after each step training sets them to their mean over the ranks."""
+
+    @abstractmethod
+    def moving_averages(self) -> Sequence[Tensor]: ...
 
 
 def labeled(model: object) -> TypeGuard[Classifies]:

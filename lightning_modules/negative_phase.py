@@ -2,28 +2,37 @@
 
     −∂ log p(data) = mean ∂F(data) − E_model[∂F]
 
-The expectation is replaced by a mean over chains of Gibbs sweeps; algorithms differ in where these start and in how
-they move. They get the machine at every call and learn nothing.
+Mostly the expectation is replaced by a mean over chains of Gibbs sweeps; algorithms differ in where these start and in
+how they move. They get the machine at every call. Not here: chains at several temperatures (`tempering`), all states at
+once (`enumeration`), the names of them all (`algorithms`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_modules.bipartite import Bipartite
+from lightning_modules.interfaces import Losses
 
 
 class NegativePhase(nn.Module, ABC):
-    """Draws states of the visible units from chains, all under `torch.no_grad`."""
+    """Sets data against what stands for the model."""
 
     @abstractmethod
-    def draw(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """→ (states (any, num_visible), monitors); data (batch, num_visible), data_field their `hidden_field`.
+    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+        """{"loss": with the gradient of −log p(data), as nearly as the algorithm knows it, and monitors}.
 
-        Chains that outlive a step move on in training mode only.
+        data: (batch, num_visible); data_field: their `hidden_field`. Chains that outlive a step move in training only.
         """
+
+    def follow(self, gradients: Sequence[Tensor]) -> None:
+        """Takes note of the gradient that the machine's weights and biases went along, all ranks' mean; most do not."""
 
     @abstractmethod
     def rank_state(self) -> dict[str, Tensor]:
@@ -48,11 +57,13 @@ class ContrastiveDivergence(NegativePhase):
         super().__init__()
         self.gibbs_steps = gibbs_steps
 
-    def draw(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        replicas = machine.visible_units.replicas(data)
-        states, field = machine.sweeps(data_field, self.gibbs_steps, replicas)
-        reconstruction = machine.visible_units.mean(field, replicas)
-        return states, {"reconstruction_error": (data - reconstruction).square_().sum() / len(data)}
+    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+        with torch.no_grad():
+            replicas = machine.visible_units.replicas(data)
+            states, field = machine.sweeps(data_field, self.gibbs_steps, replicas)
+            reconstruction = machine.visible_units.mean(field, replicas)
+            error = (data - reconstruction).square_().sum() / len(data)
+        return {"loss": against(machine, data, data_field, states), "reconstruction_error": error}
 
     def rank_state(self) -> dict[str, Tensor]:
         return {}
@@ -72,17 +83,74 @@ class PersistentChains(NegativePhase):
         self.gibbs_steps = gibbs_steps
         self._chains = chains  # no buffer: DistributedDataParallel would overwrite it with rank 0's
 
-    def draw(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        states, _ = machine.sweeps(machine.hidden_field(self._chains.to(data)), self.gibbs_steps)
+    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+        return {"loss": against(machine, data, data_field, self.draw(machine, like=data))}
+
+    @torch.no_grad()
+    def draw(self, machine: Bipartite, *, like: Tensor) -> Tensor:
+        """Where the chains are after the sweeps of a step, (num_chains, num_visible), in the type of `like`."""
+        states, _ = machine.sweeps(machine.hidden_field(self._chains.to(like)), self.gibbs_steps)
         if self.training:
             self._chains = states
-        return states, {}
+        return states
 
     def rank_state(self) -> dict[str, Tensor]:
         return {"chains": self._chains}
 
     def load_rank_state(self, state: dict[str, Tensor]) -> None:
         self._chains = checked_chains(state, self._chains.shape[1:])
+
+
+class FastPersistentChains(NegativePhase):
+    """Persistent chains of a machine whose weights and biases are the learned ones plus fast ones (Tieleman & Hinton
+    2009, ICML): these learn from the same gradient at a rate of their own, and of them 19/20 remain after each step,
+
+        θ_fast ← 19/20 θ_fast − learning_rate · ∂ loss
+
+    so that chains are driven from where they have just been, and mix faster than those of the learned machine.
+
+    learning_rate: of the fast weights, > 0. They are buffers, equal on all ranks, since the gradients are.
+    """
+
+    decay: ClassVar[float] = 19 / 20
+    weights: Tensor
+    visible_bias: Tensor
+    hidden_bias: Tensor
+
+    def __init__(self, gibbs_steps: int, chains: Tensor, *, num_hidden: int, learning_rate: float) -> None:
+        super().__init__()
+        num_visible = chains.shape[1]
+        self.chains = PersistentChains(gibbs_steps, chains)
+        self.learning_rate = learning_rate
+        self.register_buffer("weights", torch.zeros(num_visible, num_hidden))
+        self.register_buffer("visible_bias", torch.zeros(num_visible))
+        self.register_buffer("hidden_bias", torch.zeros(num_hidden))
+
+    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+        faster = replace(
+            machine,
+            weights=machine.weights + self.weights,
+            visible_bias=machine.visible_bias + self.visible_bias,
+            hidden_bias=machine.hidden_bias + self.hidden_bias,
+        )
+        return {"loss": against(machine, data, data_field, self.chains.draw(faster, like=data))}
+
+    def follow(self, gradients: Sequence[Tensor]) -> None:
+        for fast, gradient in zip((self.weights, self.visible_bias, self.hidden_bias), gradients, strict=True):
+            fast.mul_(self.decay).sub_(gradient, alpha=self.learning_rate)
+
+    def rank_state(self) -> dict[str, Tensor]:
+        return self.chains.rank_state()
+
+    def load_rank_state(self, state: dict[str, Tensor]) -> None:
+        self.chains.load_rank_state(state)
+
+
+def against(machine: Bipartite, data: Tensor, data_field: Tensor, states: Tensor) -> Tensor:
+    """mean F(data) − mean F(states), nats; data_field: the `hidden_field` of the data."""
+    with torch.no_grad():
+        both_fields = torch.cat([data_field, machine.hidden_field(states)])
+    return machine.free_energy_difference(data, states, both_fields)
 
 
 def checked_chains(state: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -32,7 +32,16 @@ from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from data.splits import some
 from lightning_modules.checkpoint import Checkpoints, Saved
-from lightning_modules.interfaces import Batch, HasFreeEnergy, Losses, Model, Phase, PhasedModel, RankState
+from lightning_modules.interfaces import (
+    Batch,
+    HasFreeEnergy,
+    Losses,
+    Model,
+    MovingAverages,
+    Phase,
+    PhasedModel,
+    RankState,
+)
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -115,6 +124,7 @@ class Training(pl.LightningModule):
             with self._own_gradients(optimizer):
                 for _ in range(phase.steps):
                     self._descend(phase, optimizer, batch, step)
+        self._share_averages()
         self._after(step)
 
     def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
@@ -270,6 +280,13 @@ class Training(pl.LightningModule):
         if len(found) > 1:
             torch.distributed.all_gather_object(found, mine)
         return found
+
+    def _share_averages(self) -> None:
+        """Every rank's averages have moved by its piece of the batch; DDP leaves buffers alone after the first step."""
+        if self.trainer.world_size > 1 and isinstance(self.model, MovingAverages):
+            for average in self.model.moving_averages():
+                torch.distributed.all_reduce(average)
+                average /= self.trainer.world_size
 
     def _where(self) -> dict[str, Any]:
         """What a bit-exact resume must find unchanged."""

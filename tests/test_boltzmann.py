@@ -324,7 +324,6 @@ def test_filters_are_one_row_per_hidden_unit() -> None:
         ({"gibbs_steps": 0}, "gibbs_steps must be at least 1"),
         ({"num_chains": 0}, "num_chains must be at least 1"),
         ({"visible": "poisson"}, "visible must be one of bernoulli, gaussian, .*, not 'poisson'"),
-        ({"algorithm": "CD"}, "algorithm must be cd or pcd, not 'CD'"),
         ({"weight_std": -0.1}, "weight_std must not be negative"),
         ({"weight_std": math.nan}, "weight_std must not be negative"),
     ],

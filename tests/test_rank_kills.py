@@ -14,6 +14,9 @@ from safetensors.torch import load
 
 from conf.protocol import Inputs
 from data import durable
+from data.shards import Reader
+from data.splits import divide
+from lightning_modules.boltzmann import RBM
 from tests.conftest import until
 from tests.stage_kills import Stages, inputs, on_ranks, outcome, placed, stages, train_job
 
@@ -38,9 +41,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def jobs(read: Inputs) -> dict[str, Any]:
     return {
         "chains": train_job(read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd", num_chains=21),
+        "fast weights and moving averages": train_job(
+            read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="fast_pcd", num_chains=21, centered=True,
+            sparsity_target=0.2,
+        ),
         "two optimizers": train_job(read, "gan", ADAM, num_visible=64, num_latent=4),
         "no noise": train_job(read, "autoencoder", {}, num_visible=64, num_hidden=8),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("batch_size", [100, 1299])
@@ -58,6 +65,38 @@ def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_pat
         assert step == same and alone == pytest.approx(shared, abs=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["pcd", "fast_pcd", "parallel_tempering"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_two_ranks_take_the_step_of_all_data_and_all_chains(
+    template: Stages, read: Inputs, tmp_path: Path, algorithm: str, centered: bool
+) -> None:
+    """Ten chains a rank, a batch of all data: the step one process would take to the same twenty states."""
+    settings = {"batch_size": 1300, "epochs": 4, "checkpoint_steps": 1, "learning_rate": 0.1}
+    arguments = {"algorithm": algorithm, "num_chains": 20, "num_temperatures": 3, "centered": centered}
+    job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, **arguments)
+    assert template.do_on_ranks(placed(job, tmp_path), 2, ("step", 3))[1] == -signal.SIGKILL
+    checkpoint = tmp_path / "checkpoint"
+    before, after = (torch.load(checkpoint / f"{step}.pt", weights_only=True)["model"] for step in (1, 2))
+    chains = torch.cat([torch.load(checkpoint / f"2.rank{rank}.pt", weights_only=True)["chains"] for rank in (0, 1)])
+    model = chains[:, -1] if algorithm == "parallel_tempering" else chains
+    reader = Reader(Path(read.shards))
+    train = divide(reader, read.split)["train"][:]
+    rbm = RBM(num_visible=64, num_hidden=8, **arguments)  # type: ignore[arg-type]
+    rbm.load_state_dict(before)
+    assert len(train) <= 1300 and model.shape == (20, 64)
+    machine = rbm.learned_machine()
+    data = torch.from_numpy(reader.values(train))
+    field = rbm.hidden_field(torch.cat([data, model])).detach()
+    machine.free_energy_difference(data, model, field).backward()
+    if rbm.centering is not None:
+        rbm.centering.move(data, rbm.encode(data).detach())
+        torch.testing.assert_close(after["centering.hidden_offset"], rbm.centering.hidden_offset)
+        torch.testing.assert_close(after["centering.visible_offset"], rbm.centering.visible_offset)
+    for name, parameter in rbm.named_parameters():
+        assert parameter.grad is not None and parameter.grad.norm() > 1e-3
+        torch.testing.assert_close(after[name], before[name] - 0.1 * parameter.grad, rtol=0, atol=3e-6)
+
+
 @pytest.mark.parametrize("name", ["chains", "two optimizers"])
 def test_a_batch_too_small_for_two_ranks(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
     job = jobs(read)[name]
@@ -67,7 +106,7 @@ def test_a_batch_too_small_for_two_ranks(template: Stages, read: Inputs, tmp_pat
     assert len(journal) == 4 and len({frozenset(metrics) for metrics in journal}) == 1
 
 
-@pytest.mark.parametrize("name", ["chains", "two optimizers"])
+@pytest.mark.parametrize("name", ["chains", "fast weights and moving averages", "two optimizers"])
 def test_one_rank_dies_and_the_rest_is_the_same(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
     job = jobs(read)[name]
     assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0], template.log

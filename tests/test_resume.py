@@ -51,6 +51,14 @@ def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
     pcd = {"momentum": 0.5, "weight_decay": 1e-3, "schedule": "linear"}
     return {
         "chains": train_job(read, "rbm", pcd, num_visible=64, num_hidden=24, algorithm="pcd", num_chains=30),
+        "replicas": train_job(
+            read, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="parallel_tempering", num_chains=9,
+            num_temperatures=3,
+        ),
+        "fast weights and moving averages": train_job(
+            read, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="fast_pcd", num_chains=30, centered=True,
+            sparsity_target=0.2,
+        ),
         "two optimizers": train_job(read, "gan", adam, num_visible=64, num_latent=4),
         "layer on a stack": train_job(read, "rbm", {}, layer1, num_visible=20, num_hidden=10),
         "labels and their chains": train_job(
@@ -66,13 +74,13 @@ def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
         "noise and binarization": train_job(
             read, "vae", adam | {"binarize": "sample"}, num_visible=64, num_latent=3, hidden=[16]
         ),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
-    ["chains", "two optimizers", "layer on a stack", "labels and their chains", "upside down on draws",
-     "made of a stack", "up and down", "noise and binarization"],
+    ["chains", "replicas", "fast weights and moving averages", "two optimizers", "layer on a stack",
+     "labels and their chains", "upside down on draws", "made of a stack", "up and down", "noise and binarization"],
 )  # fmt: skip
 def test_killed_at_any_step_the_rest_is_the_same(
     template: Stages, read: Inputs, layer1: Path, layer2: Path, tmp_path: Path, name: str
