@@ -181,12 +181,12 @@ def _work(run: Any) -> None:
 
 
 def _close(run: Any, out: Path) -> None:
-    from flows import tracking
+    from flows import follower
 
     line = run.reporter.line
     line(f"report      {run.folder / 'report.html'}")
     line(f"both UIs    strata ui --out {shlex.quote(str(out))}")
-    if url := tracking.url(run.out, run.name):
+    if url := follower.url(run.out, run.name):
         line(f"MLflow run  {url}")
 
 

@@ -1,7 +1,7 @@
 """What is in a folder of shards → one self-contained HTML page, in the style of a run's report.
 
 One function a section; a section that has nothing to show is left out. What is NOT here: what is counted
-(flows/contents.py), pieces of HTML (flows/markup.py), pixels (flows/pictures.py).
+(flows/contents.py), pieces of HTML (flows/markup.py), pixels and charts (flows/pictures.py, flows/charts.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from conf.errors import OutputError, show
 from data import durable
 from data.manifest import NAME
-from flows import data_words, pictures
+from flows import charts, data_words, pictures
 from flows.contents import Contents
 from flows.markup import card, cards, document, image, section, short_digest, table, text
 from flows.wording import number, size
@@ -185,8 +185,8 @@ def values(contents: Contents) -> str:
     histogram = contents.shown_histogram
     names = data_words.bin_names(histogram, texts)
     label = "length of a text, bytes" if texts else "value"
-    edges = None if histogram.at is not None else [pictures.label(float(f"{edge:.3g}")) for edge in histogram.edges]
-    chart = pictures.bars(names, histogram.shares.tolist(), edges, label, label)
+    edges = None if histogram.at is not None else [charts.label(float(f"{edge:.3g}")) for edge in histogram.edges]
+    chart = charts.bars(names, histogram.shares.tolist(), edges, label, label)
     note = f"{text(data_words.values_of(contents))} Point at a column to see its range and share."
     if contents.num_constant:
         note += " A value that is the same everywhere tells a model nothing."
@@ -201,7 +201,7 @@ def features(contents: Contents) -> str:
     rows = []
     for each in contents.features:
         numbers = [_number(value) for value in (each.mean, each.std, each.low, each.high)]
-        line = pictures.sparkline(each.histogram.shares.tolist(), f"histogram of {show(each.name)}")
+        line = charts.sparkline(each.histogram.shares.tolist(), f"histogram of {show(each.name)}")
         rows.append(("", [f"<b>{text(show(each.name))}</b>", *numbers, line]))
     total = contents.manifest.num_values
     which = "Every value of a sample" if len(rows) == total else f"The {len(rows)} of {total:,} values that vary most"

@@ -52,6 +52,11 @@ def image(content: bytes, alt: str) -> str:
     return f'<img alt="{text(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
 
 
+def moving(summary: str, content: bytes | None, alt: str) -> str:
+    """A film that the reader opens, so that nothing moves unasked."""
+    return f"<details><summary>{text(summary)}</summary>{image(content, alt)}</details>" if content else ""
+
+
 def cards(content: Sequence[str]) -> str:
     return f'<div class="cards">{"".join(content)}</div>'
 

@@ -16,6 +16,7 @@ from data import durable
 from data.shards import check
 from flows.progress import Reporter
 from flows.stage import run_jobs
+from flows.wording import in_words
 
 
 def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) -> dict[str, Any]:
@@ -53,10 +54,10 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
         for name, value in result["metrics"].items():
             print(f"{name:<24} {value:.4f}")
         for entry in result["details"]["likelihoods"]:
-            plus_minus = f" ± {entry['std_error']:.3f}" if entry["std_error"] is not None else ""
-            promise = f"{entry['kind'].replace('_', ' ')}, {entry['estimator']}, binarization: {entry['binarization']}"
-            number = f"{entry['nats']:.3f}{plus_minus} nats"
-            print(f"{entry['set']} log p(x): {number}, {promise}, {entry['num_examples']:,} samples")
+            measured = f"binarization: {entry['binarization']}, {entry['num_examples']:,} samples"
+            print(f"{entry['set']} log p(x): {in_words(entry)}, {measured}")
+            if entry["reverse"]:
+                print(f"{'':<{len(entry['set'])}} other side: {in_words(entry['reverse'])}")
     return {"model": str(model), "metrics": result["metrics"], "likelihoods": result["details"]["likelihoods"]}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from conf import Recipe
 from conf.errors import Busy, Interrupted, StrataError, show
 from data import durable
-from flows import report, tracking
+from flows import follower, report
 from flows.engine import RecipeRun
 from flows.preparing import Prepared, prepare
 from flows.progress import Reporter
@@ -54,7 +54,7 @@ def opened(recipe: Recipe, out: str | Path, *, run: RecipeRun | None = None) -> 
 def _through(run: RecipeRun) -> Iterator[RecipeRun]:
     run.remember_plan()
     run.record("running")
-    tracker = tracking.start(run.out, run.name)
+    tracker = follower.start(run.out, run.name)
     status, error = "failed", None
     try:
         yield run
@@ -73,13 +73,13 @@ def _through(run: RecipeRun) -> Iterator[RecipeRun]:
         report.write(run.out, run.name)
         run.record(status, error, closed=True)
         seconds = STOPPED_SECONDS if status == "interrupted" else TRACKER_SECONDS
-        if problem := tracking.await_end(tracker, run.out, run.name, seconds):
+        if problem := follower.await_end(tracker, run.out, run.name, seconds):
             run.reporter.line(problem)
 
 
 def send_the_rest(run: RecipeRun) -> None:
     """For a run that was found finished: what MLflow could not be told then, it is told now."""
     if Sent(run.out, run.name).missing(read_run(run.folder), public(location(run.out))):
-        tracker = tracking.start(run.out, run.name)
-        if problem := tracking.await_end(tracker, run.out, run.name, TRACKER_SECONDS):
+        tracker = follower.start(run.out, run.name)
+        if problem := follower.await_end(tracker, run.out, run.name, TRACKER_SECONDS):
             run.reporter.line(problem)

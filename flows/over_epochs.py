@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows import pictures
+from flows.charts import curves as lines
+from flows.charts import legend
 from flows.markup import card, text
 
 Stages = Mapping[str, Mapping[str, Any]]
@@ -22,9 +23,9 @@ def charts(stages: Stages, found: Likelihoods) -> list[str]:
     """A chart a curve, see `curves`."""
     drawn = []
     for names, series in curves(stages, found):
-        picture = pictures.curves(series, f"log-likelihood of {names[-1]} over epochs", "epochs", "nats")
+        picture = lines(series, f"log-likelihood of {names[-1]} over epochs", "epochs", "nats")
         caption = f"<b>{text(names[0])} … {text(names[-1])}</b>"
-        drawn.append(card(caption, "", picture + pictures.legend(list(series))))
+        drawn.append(card(caption, "", picture + legend(list(series))))
     return drawn
 
 

@@ -1,10 +1,11 @@
 """Brings MLflow up to date with what lies under OUT/<run>; the only import of mlflow, never a part of training.
 
-One MLflow run a recipe's run, one child a stage it computed. `strata run` starts a follower (`start`), a process of its
-own that reads run.json and the stages' journals and sends them in batches; `strata sync` (`sync`) sends what is still
-missing. Nothing is sent twice: MLflow's runs are found by their tags before they are created, a journal row is sent
-with the step, time and value it was written with (MLflow keeps equal ones once), and OUT/<run>/tracking.json remembers
-what has arrived. Only rows behind a checkpoint are sent, since a kill rewrites the others.
+One MLflow run a recipe's run, one child a stage it computed. `strata run` starts a follower (flows/follower.py), a
+process of its own that reads run.json and the stages' journals and sends them in batches; `strata sync` (`sync`) sends
+what is still missing. Nothing is sent twice: MLflow's runs are found by their tags before they are created, a journal
+row is sent with the step, time and value it was written with (MLflow keeps equal ones once), and
+OUT/<run>/tracking.json remembers what has arrived. Only rows behind a checkpoint are sent, since a kill rewrites the
+others.
 
 MLflow is at MLFLOW_TRACKING_URI, else in OUT/mlflow.db with artifacts in OUT/mlartifacts. One that is down or hangs
 costs the follower's patience, never the run's. What is NOT here: logging from training (conf/journal.py).
@@ -18,7 +19,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,8 +31,7 @@ from typing import Any
 from conf.errors import show
 from conf.protocol import Result
 from data import durable
-from flows import pictures, report
-from flows.report import result
+from flows import figures, report, results
 from flows.sent import (
     PATIENCE_SECONDS,
     STATUS,
@@ -52,7 +51,7 @@ from flows.sent import (
     probe,
     read_run,
 )
-from flows.servers import HOST, MLFLOW_PORT, spawn
+from flows.servers import HOST, MLFLOW_PORT
 from flows.wording import public
 
 EXPERIMENT = "strata"
@@ -68,33 +67,7 @@ ENVIRONMENT = {
 }
 
 
-# --- what the engine calls -------------------------------------------------------------------------------------------
-
-
-def start(out: Path, run: str) -> subprocess.Popen[bytes]:
-    """Starts the follower of a run; it dies with us, and its output goes to OUT/<run>/tracking.log."""
-    command = [sys.executable, "-m", "flows.tracking", str(out.absolute()), run]
-    return spawn(command, {}, out / run / "tracking.log")
-
-
-def await_end(process: subprocess.Popen[bytes], out: Path, run: str, seconds: float) -> str | None:
-    """Waits, at most so long after the run has ended, until all is sent; otherwise one line that says why not."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return f"MLflow has not taken everything within {seconds:g} s; `strata sync` sends the rest"
-    sent = Sent(out, run)
-    if process.returncode == 0 and sent.complete:
-        return None
-    ended = f"the tracking process ended with status {process.returncode}; see {sent.folder / 'tracking.log'}"
-    return f"{sent.error or ended}; `strata sync` sends the rest"
-
-
-def url(out: Path, run: str) -> str | None:
-    """The page of the run in MLflow's UI; of a database, where `strata ui` will show it. None if MLflow has no run."""
-    return Sent(out, run).url
+# --- what commands call ---------------------------------------------------------------------------------------------
 
 
 def sync(out: Path) -> list[tuple[str, int, bool, str | None]]:
@@ -268,7 +241,7 @@ class Sender:
             sent.save(noted=[*sent.noted, "recipe"])
         for row in record["stages"]:
             folder = sent.out / row["folder"]
-            mine, found = sent.mine(row), result(folder) if row["status"] == "finished" else None
+            mine, found = sent.mine(row), results.result(folder) if row["status"] == "finished" else None
             if mine is not None and not mine["finished"]:
                 self._stage(record, row, mine, folder, found)
             if row["status"] == "finished" and note(row) not in sent.noted:
@@ -305,7 +278,7 @@ class Sender:
         if record["status"] == "finished":
             for row in record["stages"]:
                 self._register(record, row)
-        words = unescape(report.summary(report.load(sent.out, sent.run)))
+        words = unescape(report.summary(results.load(sent.out, sent.run)))
         self.client.set_tag(sent.run_id, "mlflow.note.content", f"{public(record['error'] or '')} {words}".strip())
         page = sent.folder / "report.html"
         if not page.exists() or record.get("stale"):
@@ -317,7 +290,7 @@ class Sender:
     def _register(self, record: Row, row: Row) -> None:
         """The stage's model as a version of strata-RECIPE-STAGE, once a digest, behind an alias."""
         folder, name = self.sent.out / row["folder"], f"strata-{record['name']}-{row['name']}"
-        found = result(folder)
+        found = results.result(folder)
         if found is None or not found.model or self.sent.registered.get(name) == found.digest:
             return
         if not self.client.search_registered_models(f"name = '{name}'"):
@@ -381,11 +354,15 @@ class Sender:
         if own:  # else the summary on the parent run says the same
             self._metrics(target, new_metrics(folder, found))
         for entry in found.details.get("likelihoods", []):
-            words = ", ".join(f"{k} {v}" for k, v in entry.items() if k != "set" and v is not None)
-            name = _name(f"strata.likelihood.{row['name']}.{entry['set']}.{entry['estimator']}")
-            self.client.set_tag(target, name, words)
+            for answer in (entry, entry.get("reverse")):
+                if answer:
+                    words = ", ".join(
+                        f"{k} {v}" for k, v in answer.items() if k not in ("set", "reverse") and v is not None
+                    )
+                    name = _name(f"strata.likelihood.{row['name']}.{entry['set']}.{answer['estimator']}")
+                    self.client.set_tag(target, name, words)
         with tempfile.TemporaryDirectory() as temporary:
-            if pictures.write_figures(folder / "figures", Path(temporary)):
+            if figures.write(folder / "figures", Path(temporary)):
                 self.client.log_artifacts(target, temporary, "pictures" if own else f"pictures/{row['name']}")
         with tempfile.TemporaryDirectory() as temporary:
             for model in found.models:  # a pretrained classifier and its twin were shown the same labels

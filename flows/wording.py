@@ -22,6 +22,10 @@ BOUND_WITH_AIS = (
     "the variational bound lies too low, the log Z by annealing that is subtracted is too small on average, which "
     "raises it again: the true value may lie on either side"
 )
+FROM_BEHIND = (
+    "log Z by chains that go back from near the data, too large on average if they began at draws from the model: the "
+    "number is then too small"
+)
 SETS = {"test": "test", "validation": "validation", "train": "TRAINING"}
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _E_NOTATION = 1e6  # from here on
@@ -106,9 +110,23 @@ def promise(found: Mapping[str, Any]) -> tuple[str, str, str]:
     annealed = re.search(r"\bais\b|anneal", estimator, re.IGNORECASE)
     kind = "estimate" if annealed else kind
     sign, words = KINDS.get(kind, ("", kind))
-    if annealed:
+    if "reverse AIS" in estimator:
+        words = f"the same from the other side: {FROM_BEHIND}"
+    elif annealed:
         words = f"{words}; {BOUND_WITH_AIS if re.search('bound', estimator, re.IGNORECASE) else AIS}"
     return sign, kind.replace("_", " "), words
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """nats with the standard error, kind, estimator with its chains and temperatures, effective sample size."""
+    error, size = found.get("std_error"), found.get("effective_sample_size")
+    parts = [
+        f"{found['nats']:.3f}" + ("" if error is None else f" ± {error:.3f}") + " nats",
+        str(found["kind"]).replace("_", " "),
+        str(found["estimator"]),
+        *([] if size is None else [f"effective sample size {number(size)}"]),
+    ]
+    return ", ".join(parts)
 
 
 # --- did pretraining help --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from conf import Recipe, Split
 from conf.errors import InputError
 from conf.protocol import Description, Inputs, Plan, PlanJob
 from conf.reading import parse
-from flows import pictures
+from flows import figures
 from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import Effort
@@ -160,7 +160,7 @@ def test_labels_reach_the_top_layer_and_its_evaluation(striped_inputs: Inputs, l
     assert isinstance(dbn, DBN) and dbn.num_classes == 2
     metrics = measured(tmp_path / "dbn", striped_inputs)
     assert metrics["test/error"] < 5 and metrics["test/log_prob"] > 16 * np.log(0.5)
-    figure = pictures.arrays(tmp_path / "dbn" / "figures" / "samples_by_class.npz")["images"]
+    figure = figures.read(tmp_path / "dbn" / "figures" / "samples_by_class.npz")["images"]
     assert figure.shape == (4, 4, 4)  # two rows of two pictures, a class a row
     assert (figure[:2, :, :2] > figure[:2, :, 2:]).all() and (figure[2:, :, :2] < figure[2:, :, 2:]).all()
 

@@ -16,7 +16,7 @@ from conf import Split
 from conf.journal import read as read_journal
 from data.shards import Reader
 from data.splits import divide, some
-from flows.pictures import arrays
+from flows.figures import read as arrays
 from lightning_modules import figures
 from lightning_modules.adversarial import GAN
 from lightning_modules.belief_nets import DBN

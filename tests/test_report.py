@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data import durable
-from flows import pictures, report, wording
+from flows import charts, figures, pictures, report, wording
 from tests.finished_run import RUN, STAGES, build, key, layer1, likelihood, record, stage
 
 EVIL = "<script>alert(1)</script>"
@@ -56,8 +56,9 @@ class Reader(HTMLParser):
 def test_every_section_with_its_reading_note(finished: str) -> None:
     page = Reader(finished)
     assert page.open == [], "a tag is left open"
-    sections = ["What ran", "Training curves", "Learned filters", "Reconstructions", "Samples beside real data",
-                "Likelihoods", "Few labels", "Recipe", "Provenance"]  # fmt: skip
+    sections = ["What ran", "Training curves", "Free-energy gap", "Learned filters", "Hidden activity", "Weights",
+                "Reconstructions", "Samples beside real data", "Gibbs chains", "Likelihoods", "Few labels", "Recipe",
+                "Provenance"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", finished) == sections
     assert page.words.count("How to read this.") == len(sections) - 1
 
@@ -74,7 +75,11 @@ def test_the_numbers_are_there(finished: str) -> None:
     words = Reader(finished).words
     for expected in (
         "64 → 200", "13,064", "1,294", "1 min 52 s",
-        "≈ −21.42 ± 0.11", "flatters the model", "71.3", "≥ −19.870 ± 0.030", "lower bound", "test, first 360",
+        "≈ −21.42 ± 0.11", "flatters the model", "71.3", "−21.61 from the other side", "≈ −21.61 ± 0.20",
+        "reverse AIS (25 × 4 chains, 1000 temperatures)", "55.0", "the same from the other side",
+        "layer 1 · of 48 units 1 never on and 1 always on", "90 test examples", "nats at the end",
+        "columns: the example, then after 1, 5, 25 and 125 sweeps",
+        "≥ −19.870 ± 0.030", "lower bound", "test, first 360",
         "≈ −20.90 (estimate)", "the true value may lie on either side", "twice the plain standard error",
         "Log-likelihood of a test sample in nats", "test samples, for comparison", "Originals are test samples",
         "34.03 ± 0.15", "43.08 ± 0.31", "9.05 ± 0.19", "a paired gain of 9.05 ± 0.19 points",
@@ -95,8 +100,9 @@ def test_pictures_and_curves(finished: str) -> None:
     for attributes in images:
         content = base64.b64decode((attributes["src"] or "").partition("base64,")[2])
         assert min(Image.open(io.BytesIO(content)).size) > 100
-    assert sum(tag == "svg" for tag, _ in tags) == 10  # nine panels and the few-label plot
-    assert "optimizer step" in finished and "reconstruction error" in finished and "learning rate" not in finished
+    # Nine panels and the gap's; two of activity and two of weights for each of two layers; likelihoods, few labels.
+    assert sum(tag == "svg" for tag, _ in tags) == 20
+    assert "optimizer step" in finished and "reconstruction error" in finished and "learning rate of" not in finished
 
 
 def test_strings_from_outside_are_escaped(tmp_path: Path) -> None:
@@ -127,17 +133,18 @@ def test_a_run_that_did_not_finish_shows_what_there_is(tmp_path: Path, status: s
     page = report.write(tmp_path, RUN).read_text()
     words = Reader(page).words
     assert "layer1: the loss became NaN at step 410" in words and "0 of 5 stages were finished" in words
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["What ran", "Training curves", "Recipe", "Provenance"]
+    shown = ["What ran", "Training curves", "Free-energy gap", "Recipe", "Provenance"]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == shown
 
 
 def test_data_without_pictures_and_colour_pictures(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     vectors, colour = random.random((64, 20), np.float32), random.random((9, 5, 4, 3), np.float32)
-    figures = {
-        "samples": {"vectors": vectors}, "data": {"vectors": vectors}, "filters": {"layer1": colour - np.float32(0.5)},
+    drawn = {
+        "samples": {"images": vectors}, "data": {"images": vectors}, "filters": {"layer1": colour - np.float32(0.5)},
         "reconstructions": {"originals": vectors, "reconstructions": vectors},
     }  # fmt: skip
-    stage(tmp_path, "layer1-evaluate", "evaluate", "rbm", metrics={}, figures=figures)
+    stage(tmp_path, "layer1-evaluate", "evaluate", "rbm", metrics={}, figures=drawn)
     record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "layer1"])
     images = [tag for tag, _ in Reader(report.write(tmp_path, RUN).read_text()).tags if tag == "img"]
     assert len(images) == 4
@@ -148,12 +155,12 @@ def test_data_without_pictures_and_colour_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name, words", [("train", "TRAINING"), ("validation", "validation"), ("test", "test")])
 def test_the_set_that_was_measured_is_named(tmp_path: Path, name: str, words: str) -> None:
     images = np.random.default_rng(0).random((4, 8, 8), np.float32)
-    figures = {
+    drawn = {
         "samples": {"images": images}, "data": {"images": images},
         "reconstructions": {"originals": images, "reconstructions": images},
     }  # fmt: skip
     entry = likelihood(-21.0, "estimate", "AIS", set=name, split=f"{name}, first 4")
-    stage(tmp_path, "vae-evaluate", "evaluate", "vae", metrics={}, figures=figures,
+    stage(tmp_path, "vae-evaluate", "evaluate", "vae", metrics={}, figures=drawn,
           details={"set": name, "likelihoods": [entry]})  # fmt: skip
     record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "vae"])
     said = Reader(report.write(tmp_path, RUN).read_text()).words
@@ -234,7 +241,7 @@ def test_it_is_quick(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_with_their_errors(value: float, std_error: float | None, expected: str) -> None:
-    assert report.with_error(value, std_error).replace("\u00a0", " ") == expected
+    assert wording.with_error(value, std_error).replace("\u00a0", " ") == expected
 
 
 def test_findings_are_all_that_was_measured_but_likelihoods() -> None:
@@ -242,10 +249,78 @@ def test_findings_are_all_that_was_measured_but_likelihoods() -> None:
     assert wording.findings(metrics) == "test squared error 13.87 · validation covariance error 0.03910"
 
 
+def test_one_line_of_a_likelihood_for_the_terminal() -> None:
+    found = likelihood(
+        -92.5, "estimate", "AIS (100 chains, 1000 temperatures)", std_error=0.25, effective_sample_size=7.1
+    )
+    line = "-92.500 ± 0.250 nats, estimate, AIS (100 chains, 1000 temperatures), effective sample size 7.10"
+    assert wording.in_words(found) == line
+    assert wording.in_words(likelihood(-1.0, "exact", "enumeration")) == "-1.000 nats, exact, enumeration"
+
+
+# ---- charts and pictures
+
+
+def test_a_histogram_has_a_column_a_bin_as_high_as_its_count() -> None:
+    svg = charts.histogram([0, 3, 1], [-1.0, 0.0, 1.0, 2.0], "title", "x", "units")
+    heights = [float(height) for height in re.findall(r'class="bar" .*?height="([\d.]+)"', svg)]
+    assert heights[0] == 0 and heights[1] == pytest.approx(3 * heights[2], abs=0.2) and heights[2] > 10
+    assert "<title>0 to 1: 3</title>" in svg
+    assert (
+        charts.histogram([0, 0], [0.0, 1.0, 2.0], "", "", "").count("rect") == 4
+    )  # nothing to count divides by nothing
+
+
+def test_likelihoods_that_may_be_compared_share_a_chart() -> None:
+    svg = charts.intervals({"a": [(-100.0, 1.0), (-101.0, 0.0)], "b": [(-90.0, 2.0)]}, "title", "nats")
+    where = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
+    assert where[1] < where[0] < where[2]
+    assert (where[2] - where[0]) == pytest.approx(10 * (where[0] - where[1]), abs=0.5)
+    assert "var(--first)" in svg and 'xmlns="http://www.w3.org/2000/svg"' in charts.alone(svg)
+
+
+def test_a_strip_is_the_states_of_the_chains() -> None:
+    """Two chains of single pixels, at 0, 1, 2 … 25 and 125 sweeps: a row a chain, a column for 0, 1, 5, 25, 125."""
+    sweeps = [*range(26), 125]
+    frames = np.stack([np.full((2, 3, 3), sweep / 125) for sweep in sweeps])
+    frames[:, 1] = 1 - frames[:, 1]
+    content = {"frames": frames, "sweeps": np.array(sweeps)}
+    drawn = figures.strip(content)
+    assert drawn is not None and drawn[0] == [0, 1, 5, 25, 125]
+    pixels = np.asarray(Image.open(io.BytesIO(drawn[1])))[..., 0]
+    unit = len(pixels) // 7  # two pictures of three pixels and a gap
+    seen = pixels[unit :: 4 * unit, unit :: 4 * unit]
+    shade = [round(255 * sweep / 125) for sweep in (0, 1, 5, 25, 125)]
+    assert np.abs(seen.astype(int) - [shade, [255 - value for value in shade]]).max() <= 1
+
+    film = figures.animation(content)
+    assert film is not None
+    moving = Image.open(io.BytesIO(film))
+    assert moving.n_frames == 26 and moving.is_animated  # type: ignore[attr-defined]
+    moving.seek(20)
+    assert moving.convert("RGB").getpixel((0, 0)) == (shade_of := round(255 * 20 / 125),) * 3 and shade_of > 0
+    assert (
+        figures.strip({}) is None and figures.animation({"frames": np.zeros((2, 2, 9)), "sweeps": np.arange(2)}) is None
+    )
+
+
+def test_activity_counts_units_and_examples() -> None:
+    content = {
+        "layer2_units": np.array([0.02, 0.02, 0.97, 0.5]), "layer2_examples": np.array([0.32, 0.31, 0.9]),
+        "layer2_lowest": np.array([0.0, 0.0, 0.9, 0.1]), "layer2_highest": np.array([0.4, 0.6, 1.0, 1.0]),
+    }  # fmt: skip
+    found = figures.activity(content)["layer2"]
+    assert (found.num_units, found.num_examples, found.never_on, found.always_on) == (4, 3, 1, 1)
+    assert found.mean == pytest.approx(0.3775)
+    assert "<title>0 to 0.05: 2</title>" in found.by_unit and "<title>0.95 to 1: 1</title>" in found.by_unit
+    assert "<title>0.3 to 0.35: 2</title>" in found.by_example
+    assert figures.activity({}) == {} and figures.weights({}) == {}
+
+
 def test_ticks_are_round() -> None:
-    assert pictures.ticks(0, 400) == [0, 100, 200, 300, 400]
-    assert pictures.ticks(-0.31, 0.29) == [-0.2, 0, 0.2]
-    assert [pictures.label(value) for value in (1500, -0.25, 0)] == ["1.5k", "−0.25", "0"]
+    assert charts.ticks(0, 400) == [0, 100, 200, 300, 400]
+    assert charts.ticks(-0.31, 0.29) == [-0.2, 0, 0.2]
+    assert [charts.label(value) for value in (1500, -0.25, 0)] == ["1.5k", "−0.25", "0"]
 
 
 def test_colours_of_filters_are_symmetric() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from conf.journal import Journal
 from data import durable
-from flows import sent, tracking
+from flows import follower, sent, tracking
 from tests.finished_run import RECIPE, RUN, STAGES, build, key, layer1, record, stage
 
 LAYER1 = [row for row in STAGES if row["name"] in ("data", "layer1")]
@@ -106,7 +106,7 @@ def test_a_finished_run_arrives_whole(out: Path) -> None:
     assert all(tags(out, child)["mlflow.parentRunId"] == parent for child in children)
     assert tags(out, RUN)["strata.shards.data.samples_digest"] == "5a" * 32
     assert "paired gain" in tags(out, RUN)["mlflow.note.content"]
-    assert tracking.url(out, RUN) == f"http://127.0.0.1:5000/#/experiments/1/runs/{parent}"
+    assert follower.url(out, RUN) == f"http://127.0.0.1:5000/#/experiments/1/runs/{parent}"
 
     found = history(out)
     assert len({row[:3] for row in found}) == len(found), "a step was logged twice"
@@ -297,18 +297,18 @@ def test_the_follower_killed_in_the_middle_and_a_run_that_goes_on(out: Path) -> 
     running = [LAYER1[0], LAYER1[1] | {"status": "running"}]
     record(out, running, status="running")
 
-    follower = tracking.start(out, RUN)
+    process = follower.start(out, RUN)
     wait(lambda: sent.Sent(out, RUN).rows == 20)
-    follower.kill()
-    follower.wait()
+    process.kill()
+    process.wait()
     assert max(step for run, _, step, *_ in history(out) if run == "layer1") == 200  # nothing behind the checkpoint
 
-    follower = tracking.start(out, RUN)
+    process = follower.start(out, RUN)
     small(out, status="running")  # the stage finishes under the follower's eyes, then the run
     wait(lambda: sent.Sent(out, RUN).rows == 40)
     small(out)
     began = time.monotonic()
-    assert tracking.await_end(follower, out, RUN, 10) is None
+    assert follower.await_end(process, out, RUN, 10) is None
     assert time.monotonic() - began < 8
     found = history(out)
     assert len({row[:3] for row in found}) == len(found)
@@ -353,7 +353,7 @@ def test_a_server_that_is_down_is_said_in_one_line_and_gets_everything_later(
     assert (rows, whole) == (0, False) and time.monotonic() - began < 2
     assert error is not None and "cannot be reached" in error and "hunter2" not in error and "\n" not in error
     assert capfd.readouterr() == ("", "")  # `strata sync` says it, once
-    assert tracking.url(out, RUN) is None
+    assert follower.url(out, RUN) is None
     record(out, [row | {"cached": True} for row in LAYER1])  # the next run finds everything done
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     complete(out)
@@ -367,7 +367,7 @@ def test_a_server_that_hangs_costs_the_run_seconds(out: Path, monkeypatch: pytes
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
-        problem = tracking.await_end(tracking.start(out, RUN), out, RUN, 14)
+        problem = follower.await_end(follower.start(out, RUN), out, RUN, 14)
     assert time.monotonic() - began < 12
     assert problem is not None and "does not answer within 5 s" in problem and "strata sync" in problem
 
@@ -426,7 +426,7 @@ def test_a_real_server_that_hangs_for_a_while(server: Server, tmp_path: Path, mo
     found = history(theirs)
     assert len({row[:3] for row in found}) == len(found)
     assert [row[:2] for row in versions(theirs)] == [("strata-digits-layer1", 1)]
-    assert (tracking.url(ours, RUN) or "").startswith(f"{address}/#/experiments/1/runs/")
+    assert (follower.url(ours, RUN) or "").startswith(f"{address}/#/experiments/1/runs/")
     assert not (ours / "mlflow.db").exists() and list((theirs / "mlartifacts").rglob("weights.safetensors"))
 
 
