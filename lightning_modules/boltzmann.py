@@ -8,8 +8,8 @@ Symbols: v visible and h hidden units, T(v) the visible statistic (v itself for 
 
 A document of D words (`visible: replicated_softmax`) has D c for c, and a Z for each D.
 
-Not here: the families of units (`units`), energies, sweeps and the gradient in closed form (`bipartite`), the chains of
-the negative phase (`algorithms`), log Z (`enumeration`, `likelihood`), anything deep (`stack`, `belief_nets`).
+Not here: the families of units (`units`), energies, sweeps and the gradient in closed form (`bipartite`), what the
+gradient sets against data (`algorithms`), the density (`density`), anything deep (`stack`, `belief_nets`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from lightning_modules import density
 from lightning_modules.algorithms import negative_phase
-from lightning_modules.annealing import RBMAnnealing
 from lightning_modules.bipartite import Bipartite
-from lightning_modules.categorical import ReplicatedSoftmax
 from lightning_modules.centering import Centering
-from lightning_modules.doubled import DoubledBernoulli
-from lightning_modules.enumeration import enumerable_units, exact_log_partition
 from lightning_modules.families import hidden_family, visible_family
 from lightning_modules.gaussian import Gaussian
 from lightning_modules.interfaces import (
@@ -47,16 +44,7 @@ from lightning_modules.interfaces import (
     SamplesHidden,
     StartsFromBelow,
 )
-from lightning_modules.likelihood import (
-    MAX_ENUMERATED_UNITS,
-    PILOT_CHAINS,
-    Annealing,
-    LogPartition,
-    annealed_importance_sampling,
-    joined,
-    normalized,
-    reverse_starts,
-)
+from lightning_modules.likelihood import Annealing, LogPartition
 from lightning_modules.sparsity import Sparsity
 from lightning_modules.tied import copy_upside_down
 from lightning_modules.units import Bernoulli
@@ -327,7 +315,7 @@ class RBM(
     @torch.no_grad()
     def sample(self, num_samples: int, *, effort: Effort) -> Tensor:
         """E[v | h] after `effort.num_temperatures` Gibbs steps, one independent chain per sample, from base rates."""
-        start = self._start_field()
+        start = density.start_field(self.machine())
         replicas = None
         if self.reads_counts:  # as many words as a document has on average, see ReplicatedSoftmax.field_of_mean
             replicas = start.exp().sum().round().expand(num_samples, 1)
@@ -358,11 +346,7 @@ class RBM(
         data's means, or the visible bias where `start_from_data_mean` never said.
         start: (num_chains, num_visible). replicas: the number of words, of documents.
         """
-        base_field = self._start_field() if base_field is None else base_field
-        return RBMAnnealing(self, num_chains, base_field, start, replicas)
-
-    def _start_field(self) -> Tensor:
-        return self.base_field if self.base_field.any() else self.visible_bias
+        return density.annealing(self.machine(), num_chains, base_field, start=start, replicas=replicas)
 
     @torch.no_grad()
     def log_partition(
@@ -381,22 +365,7 @@ class RBM(
         they get no `reverse`.
         ValueError where the units have no density.
         """
-        self._require_density()
-        if self.reads_counts != (replicas is not None):
-            raise ValueError("log Z of documents, and of them alone, is one for a number of words: replicas")
-        if enumerable_units(self.machine()) <= MAX_ENUMERATED_UNITS:
-            return exact_log_partition(self.machine(), replicas)
-        back = None if examples is None else self._annealing_back(examples, effort, base_field)
-        numbers = (effort.num_chains, PILOT_CHAINS)
-        chains, pilot = (self.annealing(number, base_field, replicas=replicas) for number in numbers)
-        return annealed_importance_sampling(chains, effort, pilot=pilot, back=back)
-
-    def _annealing_back(self, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
-        num_starts, chains_per_start = reverse_starts(effort)
-        v = examples[torch.randint(len(examples), (num_starts,), device=examples.device)]
-        for _ in range(effort.num_temperatures):
-            v = self.sample_visible(self.sample_hidden(v))
-        return self.annealing(len(v) * chains_per_start, base_field, start=v.repeat_interleave(chains_per_start, dim=0))
+        return density.log_partition(self.machine(), effort, base_field, examples, replicas)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, *, effort: Effort) -> LogLikelihood:
@@ -406,19 +375,12 @@ class RBM(
         Of documents: that of their words, given how many there are; one `log_partition` for each number there is.
         ValueError where the units have no density.
         """
-        self._require_density()
-        if self.reads_counts:
-            return self._log_prob_by_length(x, effort)
-        found = normalized(-self.free_energy(x), self.log_partition(effort=effort, examples=x), effort)
-        if not isinstance(self.visible_units, DoubledBernoulli):
-            return found
-        kind: Literal["lower_bound", "estimate"] = "lower_bound" if found.kind == "exact" else "estimate"
-        return replace(found, kind=kind, estimator=f"both copies of the visible units, {found.estimator}")
+        return density.log_prob(self.machine(), x, effort)
 
     @property
     def has_log_prob(self) -> bool:
         """False with noisy rectified units on either side."""
-        return self.visible_units.has_density and self.hidden_units.has_density
+        return density.has_density(self.machine())
 
     @property
     def has_free_energy(self) -> bool:
@@ -428,20 +390,7 @@ class RBM(
     @property
     def reads_counts(self) -> bool:
         """Of replicated softmax units."""
-        return isinstance(self.visible_units, ReplicatedSoftmax)
-
-    def _require_density(self) -> None:
-        if not self.has_log_prob:
-            raise ValueError("an rbm with relu units claims no log_prob: noisy rectified units have no density")
-
-    def _log_prob_by_length(self, x: Tensor, effort: Effort) -> LogLikelihood:
-        lengths = x.sum(1).round().long()
-        groups = []
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            partition = self.log_partition(effort=effort, replicas=length)
-            groups.append((rows, normalized(-self.free_energy(x[rows]), partition, effort)))
-        return joined(groups, "numbers of words")
+        return density.reads_counts(self.machine())
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

@@ -41,6 +41,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "sparsity",
         "enumeration",
         "tied",
+        "density",
         "algorithms",
         "boltzmann",
         "deep_boltzmann",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -22,6 +18,7 @@ from lightning_modules.likelihood import (
     enumerated_log_partition,
     importance_weighted,
 )
+from tests.real_digits import mnist
 
 
 @pytest.fixture(autouse=True)
@@ -115,15 +112,6 @@ def test_a_single_chain_claims_no_standard_error() -> None:
 def digits() -> Tensor:
     """1797 handwritten digits, binarised at half intensity, (1797, 64)."""
     return torch.from_numpy(load_digits().data > 8).float()
-
-
-def mnist() -> Tensor:
-    """The first 10,000 training digits, binarised at half intensity, (10000, 784)."""
-    if "STRATA_DATA" not in os.environ:
-        pytest.skip("STRATA_DATA does not name a folder with mnist/train-images-idx3-ubyte.gz")
-    with gzip.open(Path(os.environ["STRATA_DATA"]) / "mnist" / "train-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(16 + 10_000 * 784), dtype=np.uint8, offset=16)
-    return torch.from_numpy(pixels.reshape(-1, 784) > 127).float()
 
 
 @pytest.mark.parametrize(("source", "num_hidden"), [(digits, 14), (mnist, 20)])
