@@ -37,6 +37,7 @@ from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
+from lightning_modules.topics import LDA
 from lightning_modules.unrolled import DeepAutoencoder
 from lightning_modules.up_down import UpDown
 from lightning_modules.variational import VAE
@@ -57,6 +58,7 @@ MODELS: dict[str, type[Fitted]] = {
     "standardize": Standardize,
     "pca": PCA,
     "whitening": Whitening,
+    "lda": LDA,
     "classifier": Classifier,
 }
 

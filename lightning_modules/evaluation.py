@@ -39,6 +39,7 @@ from lightning_modules.interfaces import (
     SamplesByClass,
     labeled,
 )
+from lightning_modules.perplexity import perplexity, unigram
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -62,11 +63,16 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     density = figures.able(model, HasLogProb)
     if density is not None and density.has_log_prob:
         seed_torch(job.seed, "evaluate", "log_prob")
-        entry = _likelihood(density, x, name, job)
+        entry, nats = _likelihood(density, x, name, job)
         details["likelihoods"].append(entry)
         metrics[f"{name}/log_prob"] = entry["nats"]
+        if density.reads_counts:
+            metrics[f"{name}/perplexity"] = perplexity(nats, x)
+            if "train" in reader.manifest.sets:
+                mean_counts = torch.from_numpy(reader.manifest.feature_mean("train").copy())
+                metrics[f"{name}/unigram_perplexity"] = perplexity(unigram(x, mean_counts), x)
     decode = getattr(model, "decode", None)
-    if isinstance(model, Encodes) and decode is not None:
+    if isinstance(model, Encodes) and decode is not None and not figures.reads_counts(model):
         squared = [((decode(model.encode(part)) - part) ** 2).sum(dim=1) for part in x.split(EXAMPLES_AT_A_TIME)]
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
     joint = density if density is not None else model
@@ -128,7 +134,8 @@ def _kind(model: Fitted) -> str:
     return str(registry.spec_of(top)["kind"])  # type: ignore[arg-type]
 
 
-def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob) -> dict[str, Any]:
+def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob) -> tuple[dict[str, Any], Tensor]:
+    """What a report says of it, and the nats of each example."""
     settings = job.evaluate
     binarization = "none"
     binary = bool(((x == 0) | (x == 1)).all())
@@ -141,7 +148,7 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
             x = (x > 0.5).to(x.dtype)
     effort = Effort(settings.num_samples, settings.num_chains, settings.num_temperatures)
     found = density.log_prob(x, effort=effort)
-    return {
+    entry = {
         "set": set_name,
         **_in_numbers(found),
         "reverse": None if found.reverse is None else _in_numbers(found.reverse),
@@ -154,6 +161,7 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
             "num_temperatures": effort.num_temperatures,
         },
     }
+    return entry, found.nats
 
 
 def _in_numbers(found: LogLikelihood) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lightning_modules.interfaces import (
     Fitted,
     HasChains,
     HasHiddenLayers,
+    HasLogProb,
     Samples,
     SamplesByClass,
 )
@@ -44,6 +45,12 @@ def able(model: Fitted, ability: type[Ability]) -> Ability | None:
     return next((one for one in (only, model) if isinstance(one, ability)), None)
 
 
+def reads_counts(model: Fitted) -> bool:
+    """Whether its data are documents, which come back as shares of words: to be compared with no counts."""
+    lowest = model[0] if isinstance(model, Stack) else model
+    return isinstance(lowest, HasLogProb) and lowest.reads_counts
+
+
 def spread(x: Tensor, number: int) -> Tensor:
     """At most `number` rows at even distances: the first ones of sorted data would all be of one kind."""
     return x[torch.linspace(0, len(x) - 1, min(number, len(x)), dtype=torch.float64).round().long()]
@@ -52,7 +59,7 @@ def spread(x: Tensor, number: int) -> Tensor:
 def reconstructions(model: Fitted, x: Tensor) -> Data:
     """Some examples and what comes back of them, encoded and decoded: (16, num_visible) each."""
     decode = getattr(model, "decode", None)
-    if decode is None or not isinstance(model, Encodes):
+    if decode is None or not isinstance(model, Encodes) or reads_counts(model):
         return {}
     originals = spread(x, NUM_RECONSTRUCTIONS)
     return {"originals": originals, "reconstructions": decode(model.encode(originals))}

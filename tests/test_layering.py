@@ -56,6 +56,8 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "classifier",
         "statistics",
         "whitening",
+        "topics",
+        "perplexity",
     ]
 )
 JOBS = tuple(_L + name for name in ["fit", "learning", "passes", "finetuning", "evaluation", "planning"])

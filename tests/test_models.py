@@ -69,6 +69,13 @@ def data(batch: Any) -> Tensor:
     return batch["x"] if isinstance(batch, Mapping) else batch
 
 
+def noise_for(model: Any, number: int) -> Tensor:
+    """Normal noise, cut to the range the model takes."""
+    low, high = model.visible_range or (None, None)
+    x = torch.randn(number, model.num_visible)
+    return x if low is None else x.clamp(low, high)
+
+
 def repeated(batch: Any, times: int) -> Any:
     if isinstance(batch, Mapping):
         return {name: repeated(values, times) for name, values in batch.items()}
@@ -165,7 +172,7 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(kind: str) -> None:
     spec = models.spec_of(example(kind)[0])
     whole, first, second = (models.build(spec) for _ in range(3))
     assert all(isinstance(model, StreamingModel) for model in (whole, first, second))
-    x = torch.randn(60, whole.num_visible)
+    x = noise_for(whole, 60)
     whole.update(x)
     first.update(x[:7])
     second.update(x[7:40])
@@ -184,7 +191,7 @@ def test_statistics_are_not_saved_and_forgotten_in_the_end(kind: str) -> None:
     model = models.build(models.spec_of(example(kind)[0]))
     assert isinstance(model, StreamingModel) and not list(model.parameters())
     names = model.state_dict().keys()
-    x = torch.randn(model.least_samples + 20, model.num_visible)
+    x = noise_for(model, model.least_samples + 20)
     model.update(x)
     assert model.state_dict().keys() == names
     model.finish()
