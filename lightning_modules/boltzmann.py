@@ -361,8 +361,7 @@ class RBM(
 
         examples: (any, num_visible), data near which the model should put its mass; an estimate then also has one from
         the other side, `reverse`, of chains that begin where `effort.num_temperatures` Gibbs steps lead from some of
-        them. Doubled units are not enumerated. replicas: the number of words, which documents need and have alone;
-        they get no `reverse`.
+        them. Doubled units are not enumerated. replicas: the number of words of a document, and of all `examples`.
         ValueError where the units have no density.
         """
         return density.log_partition(self.machine(), effort, base_field, examples, replicas)

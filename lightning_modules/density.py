@@ -101,11 +101,13 @@ def _require_density(machine: Bipartite) -> None:
 def _annealing_back(machine: Bipartite, examples: Tensor, effort: Effort, base_field: Tensor | None) -> Annealing:
     num_starts, chains_per_start = reverse_starts(effort)
     v = examples[torch.randint(len(examples), (num_starts,), device=examples.device)]
+    replicas = machine.visible_units.replicas(v)
     for _ in range(effort.num_temperatures):
         h = machine.hidden_units.sample(machine.hidden_field(v))
-        v = machine.visible_units.sample(machine.visible_field(h))
+        v = machine.visible_units.sample(machine.visible_field(h), replicas)
     start = v.repeat_interleave(chains_per_start, dim=0)
-    return annealing(machine, len(start), base_field, start=start)
+    number = None if replicas is None else int(replicas[0])
+    return annealing(machine, len(start), base_field, start=start, replicas=number)
 
 
 def _log_prob_by_length(machine: Bipartite, x: Tensor, effort: Effort) -> LogLikelihood:
@@ -113,6 +115,6 @@ def _log_prob_by_length(machine: Bipartite, x: Tensor, effort: Effort) -> LogLik
     groups = []
     for length in lengths.unique().tolist():
         rows = (lengths == length).nonzero()[:, 0]
-        partition = log_partition(machine, effort, replicas=length)
+        partition = log_partition(machine, effort, examples=x[rows], replicas=length)
         groups.append((rows, normalized(_log_weight(machine, x[rows]), partition, effort)))
     return joined(groups, "numbers of words")

@@ -63,11 +63,13 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     density = figures.able(model, HasLogProb)
     if density is not None and density.has_log_prob:
         seed_torch(job.seed, "evaluate", "log_prob")
-        entry, nats = _likelihood(density, x, name, job)
+        entry, found = _likelihood(density, x, name, job)
         details["likelihoods"].append(entry)
         metrics[f"{name}/log_prob"] = entry["nats"]
         if density.reads_counts:
-            metrics[f"{name}/perplexity"] = perplexity(nats, x)
+            metrics[f"{name}/perplexity"] = perplexity(found.nats, x)
+            if found.reverse is not None:
+                metrics[f"{name}/reverse_perplexity"] = perplexity(found.reverse.nats, x)
             if "train" in reader.manifest.sets:
                 mean_counts = torch.from_numpy(reader.manifest.feature_mean("train").copy())
                 metrics[f"{name}/unigram_perplexity"] = perplexity(unigram(x, mean_counts), x)
@@ -134,8 +136,10 @@ def _kind(model: Fitted) -> str:
     return str(registry.spec_of(top)["kind"])  # type: ignore[arg-type]
 
 
-def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob) -> tuple[dict[str, Any], Tensor]:
-    """What a report says of it, and the nats of each example."""
+def _likelihood(
+    density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob
+) -> tuple[dict[str, Any], LogLikelihood]:
+    """What a report says of it, and all of it."""
     settings = job.evaluate
     binarization = "none"
     binary = bool(((x == 0) | (x == 1)).all())
@@ -161,7 +165,7 @@ def _likelihood(density: HasLogProb, x: Tensor, set_name: str, job: EvaluateJob)
             "num_temperatures": effort.num_temperatures,
         },
     }
-    return entry, found.nats
+    return entry, found
 
 
 def _in_numbers(found: LogLikelihood) -> dict[str, Any]:

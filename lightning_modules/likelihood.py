@@ -250,6 +250,7 @@ def joined(groups: Sequence[tuple[Tensor, LogLikelihood]], what: str) -> LogLike
     errors = [(len(rows) / number, found.std_error) for rows, found in groups]
     sizes = [found.effective_sample_size for _, found in groups if found.effective_sample_size is not None]
     known = [share * error for share, error in errors if error is not None]
+    back = [(rows, found.reverse) for rows, found in groups if found.reverse is not None]
     return LogLikelihood(
         nats=nats,
         kind=first.kind,
@@ -257,6 +258,7 @@ def joined(groups: Sequence[tuple[Tensor, LogLikelihood]], what: str) -> LogLike
         effort=first.effort,
         std_error=math.hypot(*known) if len(known) == len(groups) else None,
         effective_sample_size=min(sizes, default=None),
+        reverse=joined(back, what) if len(back) == len(groups) else None,
     )
 
 

@@ -282,6 +282,9 @@ def test_documents_of_each_length_have_their_own_log_z(num_hidden: int) -> None:
     assert answer.estimator.endswith("for each of 3 numbers of words")
     sums = [nats.exp().sum().item() for nats in answer.nats.split([9, 3, 27])]
     assert sums == pytest.approx([1, 1, 1], abs=1e-9 if num_hidden == 4 else 0.05)
+    if num_hidden > 20:
+        assert answer.reverse is not None and answer.reverse.estimator.endswith("for each of 3 numbers of words")
+        torch.testing.assert_close(answer.reverse.nats, answer.nats, atol=0.1, rtol=0)
 
 
 def test_annealing_a_document_starts_from_independent_words() -> None:
