@@ -108,9 +108,9 @@ def weights(run: Run) -> str:
                 small = f"{stage.row['kind']} · layer {layer.removeprefix('layer')}"
                 drawn.append(card(f"<b>{text(stage.name)}</b>", text(small), "".join(both)))
     note = (
-        "All weights of a layer, and the length of those into each unit. Good: a peak at zero with tails, and lengths "
-        "of one order. A second heap of short ones is units that never learned; weights that go on growing ask for "
-        "weight decay or a lower learning rate."
+        "All weights of a layer, and the length of those into each unit. Good: a peak at zero with tails to both "
+        "sides, and lengths of one order. Weights that pile up on one side, or are very long, ask for a lower learning "
+        "rate or for weight decay."
     )
     return section("Weights", cards(drawn), note) if drawn else ""
 
