@@ -292,16 +292,18 @@ def test_a_strip_is_the_states_of_the_chains() -> None:
     seen = pixels[unit :: 4 * unit, unit :: 4 * unit]
     shade = [round(255 * sweep / 125) for sweep in (0, 1, 5, 25, 125)]
     assert np.abs(seen.astype(int) - [shade, [255 - value for value in shade]]).max() <= 1
+    assert figures.strip({}) is None
 
-    film = figures.animation(content)
+
+def test_chains_move_sweep_by_sweep_as_long_as_every_sweep_is_there() -> None:
+    frames = np.random.default_rng(0).random((27, 2, 3, 3))
+    film = figures.animation({"frames": frames, "sweeps": np.array([*range(26), 125])})
     assert film is not None
     moving = Image.open(io.BytesIO(film))
-    assert moving.n_frames == 26 and moving.is_animated  # type: ignore[attr-defined]
+    assert moving.n_frames == 26  # type: ignore[attr-defined]
     moving.seek(20)
-    assert moving.convert("RGB").getpixel((0, 0)) == (round(255 * 20 / 125) // 16 * 17,) * 3
-    assert (
-        figures.strip({}) is None and figures.animation({"frames": np.zeros((2, 2, 9)), "sweeps": np.arange(2)}) is None
-    )
+    assert moving.convert("L").getpixel((0, 0)) == round(255 * frames[20, 0, 0, 0]) // 16 * 17
+    assert figures.animation({"frames": np.zeros((2, 2, 9)), "sweeps": np.arange(2)}) is None
 
 
 def test_activity_counts_units_and_examples() -> None:
