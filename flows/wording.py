@@ -22,10 +22,7 @@ BOUND_WITH_AIS = (
     "the variational bound lies too low, the log Z by annealing that is subtracted is too small on average, which "
     "raises it again: the true value may lie on either side"
 )
-FROM_BEHIND = (
-    "log Z by chains that go back from near the data, too large on average if they began at draws from the model: the "
-    "number is then too small"
-)
+FROM_BEHIND = "from the other side: a lower bound, up to sampling error, if its chains began at draws from the model"
 SETS = {"test": "test", "validation": "validation", "train": "TRAINING"}
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _E_NOTATION = 1e6  # from here on
@@ -111,7 +108,7 @@ def promise(found: Mapping[str, Any]) -> tuple[str, str, str]:
     kind = "estimate" if annealed else kind
     sign, words = KINDS.get(kind, ("", kind))
     if "reverse AIS" in estimator:
-        words = f"the same from the other side: {FROM_BEHIND}"
+        words = FROM_BEHIND
     elif annealed:
         words = f"{words}; {BOUND_WITH_AIS if re.search('bound', estimator, re.IGNORECASE) else AIS}"
     return sign, kind.replace("_", " "), words

@@ -76,7 +76,7 @@ def test_the_numbers_are_there(finished: str) -> None:
     for expected in (
         "64 → 200", "13,064", "1,294", "1 min 52 s",
         "≈ −21.42 ± 0.11", "flatters the model", "71.3", "−21.61 from the other side", "≈ −21.61 ± 0.20",
-        "reverse AIS (25 × 4 chains, 1000 temperatures)", "55.0", "the same from the other side",
+        "reverse AIS (25 × 4 chains, 1000 temperatures)", "55.0", "if its chains began at draws from the model",
         "layer 1 · of 48 units 1 never on and 1 always on", "90 test examples", "nats at the end",
         "columns: the example, then after 1, 5, 25 and 125 sweeps",
         "≥ −19.870 ± 0.030", "lower bound", "test, first 360",
