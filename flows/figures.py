@@ -17,6 +17,7 @@ from flows import charts, pictures
 from flows.pictures import Array
 
 NUM_BINS = 20  # of the histograms of activity, on [0, 1]
+SILENT = 0.05  # a unit that no example makes likelier on than this is never on; as far from 1, always on
 MILLISECONDS = 200  # a frame of moving chains
 
 _SHOWN_SWEEPS = {0, *(5**power for power in range(10))}
@@ -104,7 +105,7 @@ class Units:
 
     num_units: int
     num_examples: int
-    never_on: int  # not likelier on than off for a single example
+    never_on: int
     always_on: int
     mean: float
     by_unit: str  # charts
@@ -122,8 +123,8 @@ def activity(content: Figure) -> dict[str, Units]:
         found[layer] = Units(
             num_units=len(units),
             num_examples=len(examples),
-            never_on=int((content[f"{layer}_highest"] <= 0.5).sum()),
-            always_on=int((content[f"{layer}_lowest"] >= 0.5).sum()),
+            never_on=int((content[f"{layer}_highest"] < SILENT).sum()),
+            always_on=int((content[f"{layer}_lowest"] > 1 - SILENT).sum()),
             mean=float(units.mean()),
             by_unit=charts.histogram(by_unit, edges.tolist(), title, "a unit's mean over examples", "units"),
             by_example=charts.histogram(by_example, edges.tolist(), title, "share of units on", "examples"),

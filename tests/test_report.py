@@ -309,7 +309,7 @@ def test_chains_move_sweep_by_sweep_as_long_as_every_sweep_is_there() -> None:
 def test_activity_counts_units_and_examples() -> None:
     content = {
         "layer2_units": np.array([0.02, 0.02, 0.97, 0.5]), "layer2_examples": np.array([0.32, 0.31, 0.9]),
-        "layer2_lowest": np.array([0.0, 0.0, 0.9, 0.1]), "layer2_highest": np.array([0.4, 0.6, 1.0, 1.0]),
+        "layer2_lowest": np.array([0.0, 0.0, 0.96, 0.1]), "layer2_highest": np.array([0.04, 0.06, 1.0, 1.0]),
     }  # fmt: skip
     found = figures.activity(content)["layer2"]
     assert (found.num_units, found.num_examples, found.never_on, found.always_on) == (4, 3, 1, 1)
