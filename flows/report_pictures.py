@@ -93,8 +93,8 @@ def activity(run: Run) -> str:
     note = (
         "How active hidden units are, by unit and by example. A unit is never on if it was on with a probability below "
         f"{figures.SILENT:.0%} for every example, and always on the other way round: either tells nothing, and many of "
-        "them mean a learning rate that was too high at the start, or initial weights that were too large. Good: most "
-        "units are on for some examples and off for others, and no example leaves all of them silent."
+        "them mean a learning rate that was too high. Good: most units are on for some examples and off for others, "
+        "and no example leaves all of them silent."
     )
     return section("Hidden activity", cards(drawn), note) if drawn else ""
 
