@@ -250,7 +250,7 @@ class Train(Strict):
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Positive = 0.05
     schedule: Literal["constant", "linear"] = "constant"  # linear: falls to 0 over the stage
-    momentum: Share = 0.0  # sgd's momentum, adam's first decay rate (0: torch's 0.9)
+    momentum: Share | None = None  # sgd's momentum, by default 0; adam's first decay rate, by default 0.9
     weight_decay: NotNegative = 0.0  # on weights, not on biases
     binarize: Literal["none", "sample"] = "none"  # sample: x in [0, 1] drawn anew as Bernoulli(x) at every step
     precision: Annotated[Literal["32", "bf16-mixed"], BeforeValidator(_texts)] = "32"

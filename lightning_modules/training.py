@@ -329,9 +329,9 @@ def _optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.optim.
     ]
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "adam":
-        betas = (train.momentum or 0.9, 0.999)
+        betas = (0.9 if train.momentum is None else train.momentum, 0.999)
         return torch.optim.Adam(groups, lr=train.learning_rate, betas=betas, fused=True)
-    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum, fused=True)
+    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum or 0.0, fused=True)
 
 
 def fit(
