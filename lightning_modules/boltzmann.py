@@ -88,7 +88,7 @@ class RBM(
     num_states: of each group of softmax units, whose number it divides; for no others.
     """
 
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -301,8 +301,8 @@ class RBM(
         return machine.free_energy_difference(data, model, both_fields, model_weights)
 
     def rank_state(self) -> dict[str, Tensor]:
-        """{"chains": (num_chains, num_visible)} of persistent chains, (num_chains, num_temperatures, num_visible) of
-        replicas; else nothing is kept.
+        """{"chains": (num_chains, num_visible)} of persistent chains and, after a step, "hidden", their hidden units;
+        "chains" of replicas are (num_chains, num_temperatures, num_visible). Else nothing is kept.
         """
         return self.negative_phase.rank_state()
 

@@ -84,7 +84,7 @@ class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogPro
     algorithm, gibbs_steps, num_chains, weight_std: see `RBM`; the chains of the negative phase carry labels as well.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     num_classes: int
 
     def __init__(

@@ -75,6 +75,9 @@ class ContrastiveDivergence(NegativePhase):
 class PersistentChains(NegativePhase):
     """Chains that start where they stopped in the step before (Younes 1989; Tieleman 2008, ICML).
 
+    A step ends with a draw of the hidden units, while the weights are still those of the gradient: the field of the
+    states serves both, one product of six less than a draw at the beginning of the next step.
+
     chains: (num_chains, num_visible), where they start in the first.
     """
 
@@ -82,23 +85,32 @@ class PersistentChains(NegativePhase):
         super().__init__()
         self.gibbs_steps = gibbs_steps
         self._chains = chains  # no buffer: DistributedDataParallel would overwrite it with rank 0's
+        self._hidden: Tensor | None = None  # drawn given the chains, (num_chains, num_hidden)
 
     def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
-        return {"loss": against(machine, data, data_field, self.draw(machine, like=data))}
+        states, field = self.draw(machine, like=data)
+        return {"loss": against(machine, data, data_field, states, field)}
 
     @torch.no_grad()
-    def draw(self, machine: Bipartite, *, like: Tensor) -> Tensor:
-        """Where the chains are after the sweeps of a step, (num_chains, num_visible), in the type of `like`."""
-        states, _ = machine.sweeps(machine.hidden_field(self._chains.to(like)), self.gibbs_steps)
+    def draw(self, machine: Bipartite, *, like: Tensor) -> tuple[Tensor, Tensor]:
+        """→ (where the chains are after the sweeps of a step, (num_chains, num_visible), their `hidden_field`)."""
+        hidden = self._hidden
+        if hidden is None:
+            hidden = machine.hidden_units.sample(machine.hidden_field(self._chains.to(like)))
+        for _ in range(self.gibbs_steps):
+            states = machine.visible_units.sample(machine.visible_field(hidden.to(like)))
+            field = machine.hidden_field(states)
+            hidden = machine.hidden_units.sample(field)
         if self.training:
-            self._chains = states
-        return states
+            self._chains, self._hidden = states, hidden
+        return states, field
 
     def rank_state(self) -> dict[str, Tensor]:
-        return {"chains": self._chains}
+        return {"chains": self._chains} | ({} if self._hidden is None else {"hidden": self._hidden})
 
     def load_rank_state(self, state: dict[str, Tensor]) -> None:
         self._chains = checked_chains(state, self._chains.shape[1:])
+        self._hidden = state["hidden"].clone() if "hidden" in state else None
 
 
 class FastPersistentChains(NegativePhase):
@@ -133,7 +145,8 @@ class FastPersistentChains(NegativePhase):
             visible_bias=machine.visible_bias + self.visible_bias,
             hidden_bias=machine.hidden_bias + self.hidden_bias,
         )
-        return {"loss": against(machine, data, data_field, self.chains.draw(faster, like=data))}
+        states, _ = self.chains.draw(faster, like=data)
+        return {"loss": against(machine, data, data_field, states)}
 
     def follow(self, gradients: Sequence[Tensor]) -> None:
         for fast, gradient in zip((self.weights, self.visible_bias, self.hidden_bias), gradients, strict=True):
@@ -146,10 +159,12 @@ class FastPersistentChains(NegativePhase):
         self.chains.load_rank_state(state)
 
 
-def against(machine: Bipartite, data: Tensor, data_field: Tensor, states: Tensor) -> Tensor:
-    """mean F(data) − mean F(states), nats; data_field: the `hidden_field` of the data."""
+def against(
+    machine: Bipartite, data: Tensor, data_field: Tensor, states: Tensor, field: Tensor | None = None
+) -> Tensor:
+    """mean F(data) − mean F(states), nats; data_field, field: the `hidden_field` of the data and of the states."""
     with torch.no_grad():
-        both_fields = torch.cat([data_field, machine.hidden_field(states)])
+        both_fields = torch.cat([data_field, machine.hidden_field(states) if field is None else field])
     return machine.free_energy_difference(data, states, both_fields)
 
 

@@ -95,7 +95,9 @@ class Bernoulli(Units):
         return self.draw(torch.sigmoid(field))
 
     def draw(self, mean: Tensor) -> Tensor:
-        return torch.rand_like(mean).lt_(mean)  # 0/1 in the type of mean; a quarter of the time of torch.bernoulli
+        # A quarter of the time of torch.bernoulli; not in bfloat16, where a uniform number is 0 once in 400 times.
+        uniform = torch.rand_like(mean, dtype=torch.promote_types(mean.dtype, torch.float32))
+        return uniform.lt_(mean)
 
     def field_of_mean(self, mean: Tensor) -> Tensor:
         """log p / (1 − p) (Hinton 2010, "A practical guide to training RBMs", §8) for p within [0.001, 0.999]."""
