@@ -47,8 +47,8 @@ class Centering(nn.Module):
     @torch.no_grad()
     def move(self, visible: Tensor, hidden: Tensor) -> None:
         """Towards the mean statistics of a batch, (batch, num_visible) and (batch, num_hidden)."""
-        self.visible_offset.lerp_(visible.mean(0), RATE)
-        self.hidden_offset.lerp_(hidden.mean(0), RATE)
+        self.visible_offset.lerp_(visible.mean(0).to(self.visible_offset), RATE)
+        self.hidden_offset.lerp_(hidden.mean(0).to(self.hidden_offset), RATE)
 
     def forward(self, weights: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W, b and c as they are; what comes back through them is (ΔW, Δb, Δc) instead of the gradient."""

@@ -39,7 +39,7 @@ class Sparsity(nn.Module):
     @torch.no_grad()
     def move(self, hidden_mean: Tensor) -> None:
         """Takes in E[h | v] of a batch, (batch, num_hidden)."""
-        self.activity.lerp_(hidden_mean.mean(0), 1 - DECAY)
+        self.activity.lerp_(hidden_mean.mean(0).to(self.activity), 1 - DECAY)
 
     def pull(self, machine: Bipartite, data: Tensor) -> Tensor:
         """A scalar of value 0 whose gradient is cost · (q − p) at every unit's field; data: (batch, num_visible)."""

@@ -46,9 +46,10 @@ class ParallelTempering(NegativePhase):
         for _ in range(self.gibbs_steps):
             chains = self._sweep(machine, chains, betas)
         accepted = []
-        for first in (0, 1):
-            chains, acceptance = self._swap(machine, chains, betas, first)
-            accepted.append(acceptance)
+        with torch.autocast(chains.device.type, enabled=False):  # energies are differences of large sums
+            for first in (0, 1):
+                chains, acceptance = self._swap(machine, chains, betas, first)
+                accepted.append(acceptance)
         if self.training:
             self._chains = chains
         return chains[:, -1], torch.cat(accepted, dim=1).mean()

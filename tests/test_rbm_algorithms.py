@@ -187,6 +187,23 @@ def test_every_algorithm_lowers_the_exact_loss(algorithm: str) -> None:
     assert -rbm.log_prob(data, effort=Effort()).nats.mean() < 2.5
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_works_in_mixed_precision(algorithm: str) -> None:
+    """Parameters, averages and chains keep their float32; the gradient is that of float32 within a few per cent."""
+    data = (torch.rand(200, 6) < 0.3).float()
+    found = {}
+    for mixed in (False, True):
+        torch.manual_seed(1)
+        rbm = RBM(num_visible=6, num_hidden=4, algorithm=algorithm, centered=True, sparsity_target=0.1, num_chains=2000)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = rbm.losses(data)["loss"]
+        loss.backward()
+        rbm.after_step()
+        assert loss.isfinite() and {value.dtype for value in rbm.state_dict().values()} == {torch.float32}
+        found[mixed] = torch.cat([p.grad.flatten() for p in rbm.parameters() if p.grad is not None])
+    assert (found[True] - found[False]).norm() < 0.1 * found[False].norm()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
