@@ -22,7 +22,7 @@ stages:
   other: {on: first, model: {kind: rbm, num_hidden: 9}, train: {epochs: 2, learning_rate: 0.1}}
   another: {on: other, model: {kind: dbn}}
 """
-NATS = {"first": -7.0, "dbn0": -7.0, "dbn1": -9.0, "dbn4": -5.5, "another": -1.0}
+NATS = {"first": -7.0, "dbn4": -5.5, "dbn0": -7.0, "dbn1": -9.0, "another": -1.0}
 
 
 def stages(text: str = RECIPE) -> dict[str, Any]:
