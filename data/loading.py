@@ -7,7 +7,7 @@ run resumes at once, exactly, and with any number of ranks and loader workers. W
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -114,7 +114,9 @@ class StepLoader:
 
     def __init__(self, batches: Batches, num_workers: int) -> None:
         cuda = torch.cuda.is_available()
-        self.loader = DataLoader(batches, batch_size=None, num_workers=num_workers, pin_memory=cuda)
+        self.loader: Iterable[Step] = batches  # with no processes and nothing to pin, a DataLoader only takes time
+        if num_workers or cuda:
+            self.loader = DataLoader(batches, batch_size=None, num_workers=num_workers, pin_memory=cuda)
 
     def __iter__(self) -> Iterator[Step]:
         try:
