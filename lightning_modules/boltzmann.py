@@ -78,7 +78,8 @@ class RBM(
     num_chains: persistent chains, shared by all ranks.
     fast_learning_rate: of the fast weights of "fast_pcd", > 0.
     num_temperatures: replicas of each chain of "parallel_tempering", at least 2.
-    centered: whether to follow the centered gradient, see `centering`.
+    centered: whether to follow the centered gradient, see `centering`; none: for gaussian visible units alone, which
+        diverge without it at a learning rate of 0.05 (200 hidden units on MNIST's intensities or patches of photographs).
     sparsity_target, sparsity_cost: activity in (0, 1) binary hidden units are drawn to, or none, and how strongly, > 0;
         see `sparsity`.
     weight_std: of the initial weights, ≥ 0 (Hinton 2010, "A practical guide to training RBMs", §8: 0.01).
@@ -101,7 +102,7 @@ class RBM(
         num_chains: int = 100,
         fast_learning_rate: float = 0.05,
         num_temperatures: int = 10,
-        centered: bool = False,
+        centered: bool | None = None,
         sparsity_target: float | None = None,
         sparsity_cost: float = 0.1,
         weight_std: float = 0.01,
@@ -143,7 +144,8 @@ class RBM(
         self.negative_phase = negative_phase(
             algorithm, self.machine(), gibbs_steps, num_chains, fast_learning_rate, num_temperatures
         )
-        self.centering = Centering(num_visible, num_hidden) if centered else None
+        center = isinstance(self.visible_units, Gaussian) if centered is None else centered
+        self.centering = Centering(num_visible, num_hidden) if center else None
         self.sparsity = None
         if sparsity_target is not None:
             self.sparsity = Sparsity(self.hidden_units, num_hidden, target=sparsity_target, cost=sparsity_cost)
@@ -232,9 +234,9 @@ class RBM(
             self.visible_units.rescale(std)
 
     def after_step(self) -> None:
-        """Keeps a learned variance above its floor; lets fast weights follow the gradient of the step."""
+        """Keeps a learned variance in its range; lets fast weights follow the gradient of the step."""
         if isinstance(self.visible_units, Gaussian):
-            self.visible_units.keep_floor()
+            self.visible_units.keep_in_range()
         parameters = (self.weights, self.visible_bias, self.hidden_bias)
         self.negative_phase.follow([p.grad for p in parameters if p.grad is not None])
 

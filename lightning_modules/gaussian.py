@@ -26,7 +26,8 @@ class Gaussian(Units):
     num_units: at least 1. learned: whether s is a parameter, learned from there as log s; else it stays.
 
     s stays above a hundredth of the data's largest: a pixel that is always black would else have an infinite density,
-    and its first exception an infinite energy.
+    and its first exception an infinite energy. It stays below that of the data, since given the hidden units values vary
+    no more than without them; one outlier, a hundred s away, would else throw it far off.
     """
 
     smallest_share: ClassVar[float] = 0.01  # of the largest standard deviation: a gray level of 256, for MNIST
@@ -38,6 +39,8 @@ class Gaussian(Units):
         self.least_log_std: Tensor
         self.register_buffer("location", torch.zeros(num_units))
         self.register_buffer("least_log_std", torch.tensor(math.log(self.smallest_share)))
+        self.most_log_std: Tensor
+        self.register_buffer("most_log_std", torch.full((num_units,), math.inf))
         if learned:
             self.log_std = nn.Parameter(torch.zeros(num_units))
         else:
@@ -71,9 +74,10 @@ class Gaussian(Units):
         if (largest := std.max()) > 0:
             self.least_log_std.copy_((self.smallest_share * largest).log())
             self.log_std.copy_(std.clamp(min=self.smallest_share * largest).log())
+            self.most_log_std.copy_(self.log_std)
 
     @torch.no_grad()
-    def keep_floor(self) -> None:
-        """After a step: a learned s stays above its floor."""
-        if self.log_std.requires_grad:
-            self.log_std.clamp_(min=self.least_log_std)
+    def keep_in_range(self) -> None:
+        """After a step: a learned s stays in its range."""
+        if isinstance(self.log_std, nn.Parameter):
+            self.log_std.clamp_(self.least_log_std, self.most_log_std)

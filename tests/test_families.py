@@ -30,7 +30,13 @@ def machine(visible: str, hidden: str = "bernoulli", num_visible: int = 6, num_h
     """Random parameters; Gaussian units of different locations and scales."""
     num_states = 3 if visible == "softmax" else None
     rbm = RBM(
-        num_visible=num_visible, num_hidden=num_hidden, visible=visible, hidden=hidden, num_states=num_states, **more
+        num_visible=num_visible,
+        num_hidden=num_hidden,
+        visible=visible,
+        hidden=hidden,
+        num_states=num_states,
+        centered=False,
+        **more,
     ).double()  # type: ignore[arg-type]
     for parameter in rbm.parameters():
         torch.nn.init.normal_(parameter, std=0.7)

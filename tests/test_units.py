@@ -182,14 +182,17 @@ def test_rare_draws_are_as_rare_as_they_should_be(dtype: torch.dtype) -> None:
     assert abs(found - share) < 4.5 * (share * (1 - share) / number) ** 0.5
 
 
-def test_a_constant_value_leaves_a_gaussian_unit_a_floor() -> None:
-    """A hundredth of the largest deviation; a learned one is held there."""
+def test_the_deviation_of_a_gaussian_unit_has_a_floor_and_a_ceiling() -> None:
+    """A hundredth of the largest deviation, and the data's own; a learned one is held between them."""
     units = Gaussian(3, learned=True)
     units.rescale(torch.tensor([0.5, 0.0, 0.2]))
     torch.testing.assert_close(units.log_std.detach().exp(), torch.tensor([0.5, 0.005, 0.2]))
     torch.nn.init.constant_(units.log_std, -20)
-    units.keep_floor()
+    units.keep_in_range()
     torch.testing.assert_close(units.log_std.detach().exp(), torch.full((3,), 0.005))
+    torch.nn.init.constant_(units.log_std, 20)
+    units.keep_in_range()
+    torch.testing.assert_close(units.log_std.detach().exp(), torch.tensor([0.5, 0.005, 0.2]))
 
 
 def test_rectified_units_have_no_density() -> None:
