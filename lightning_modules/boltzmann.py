@@ -79,7 +79,7 @@ class RBM(
     fast_learning_rate: of the fast weights of "fast_pcd", > 0.
     num_temperatures: replicas of each chain of "parallel_tempering", at least 2.
     centered: whether to follow the centered gradient, see `centering`; none: for gaussian visible units alone, which
-        diverge without it at a learning rate of 0.05 (200 hidden units on MNIST's intensities or patches of photographs).
+        diverge without it at a learning rate of 0.05 (200 hidden units on MNIST's or photographs' intensities).
     sparsity_target, sparsity_cost: activity in (0, 1) binary hidden units are drawn to, or none, and how strongly, > 0;
         see `sparsity`.
     weight_std: of the initial weights, ≥ 0 (Hinton 2010, "A practical guide to training RBMs", §8: 0.01).

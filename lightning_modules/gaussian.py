@@ -26,8 +26,8 @@ class Gaussian(Units):
     num_units: at least 1. learned: whether s is a parameter, learned from there as log s; else it stays.
 
     s stays above a hundredth of the data's largest: a pixel that is always black would else have an infinite density,
-    and its first exception an infinite energy. It stays below that of the data, since given the hidden units values vary
-    no more than without them; one outlier, a hundred s away, would else throw it far off.
+    and its first exception an infinite energy. It stays below that of the data, since values vary no more given the
+    hidden units than without them; one outlier, a hundred s away, would else throw it far off.
     """
 
     smallest_share: ClassVar[float] = 0.01  # of the largest standard deviation: a gray level of 256, for MNIST
