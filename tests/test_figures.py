@@ -111,6 +111,22 @@ def test_activity_of_deep_models_is_that_of_every_layer() -> None:
     torch.testing.assert_close(dbn.hidden_means(v)[1], dbn.stack[0].encode(v))
 
 
+def test_reconstructions_of_deep_models_go_through_all_layers() -> None:
+    """Up by the means of every layer and down again; a DBM's top units come from mean field."""
+    x = (torch.rand(3, 5) > 0.5).float()
+    below, above = randomized(RBM(num_visible=5, num_hidden=4)), randomized(RBM(num_visible=4, num_hidden=3))
+    assert isinstance(below, RBM) and isinstance(above, RBM)
+    expected = below.decode(above.decode(above.encode(below.encode(x))))
+    for deep in (stack(below, above), stack(DBN(stack=stack(below, above)))):
+        found = figures.reconstructions(deep, x)
+        assert torch.equal(found["originals"], x)
+        torch.testing.assert_close(found["reconstructions"], expected)
+    dbm = tiny_dbm()
+    torch.testing.assert_close(
+        figures.reconstructions(stack(dbm), x)["reconstructions"], dbm.decode(dbm.mean_field(x)[-1])
+    )
+
+
 def test_examples_are_taken_at_even_distances() -> None:
     x = torch.arange(10.0)[:, None]
     assert figures.spread(x, 4)[:, 0].tolist() == [0, 3, 6, 9]
@@ -188,8 +204,15 @@ def test_free_energies_are_sums_over_hidden_states() -> None:
     dbm = tiny_dbm()
     v = (torch.rand(6, 5) > 0.5).float()
     states = [torch.tensor(h) for h in product([0.0, 1.0], repeat=7)]
-    energies = torch.stack([-dbm.machine().energy([v, *h.expand(6, 7).split([4, 3], dim=1)]) for h in states])
-    assert (dbm.free_energy(v) >= -energies.logsumexp(0) - 1e-5).all()
+
+    def exact() -> Tensor:
+        energies = [dbm.machine().energy([v, *h.expand(6, 7).split([4, 3], dim=1)]) for h in states]
+        return -torch.stack(energies).neg().logsumexp(0)
+
+    assert (dbm.free_energy(v) >= exact() - 1e-5).all()
+    with torch.no_grad():
+        dbm.weights[1].zero_()  # then the hidden units are independent given v, and mean field is exact
+    torch.testing.assert_close(dbm.free_energy(v), exact())
 
 
 def test_the_free_energy_gap_of_a_training(tmp_path: Path) -> None:

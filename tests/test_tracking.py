@@ -125,7 +125,10 @@ def test_a_finished_run_arrives_whole(out: Path) -> None:
     assert params["stages.layer1.train.epochs"] == "20"
     artifacts = {path.name for path in (out / "mlartifacts").rglob("*")}
     expected = {"recipe.yaml", "report.html", "filters_layer2.png", "samples.png", "100-4.json", "weights.safetensors"}
+    expected |= {"chains.png", "chains_moving.png", "activity_layer1_units.svg", "weights_layer2.svg"}
     assert expected <= artifacts
+    [back] = [words for name, words in tags(out, "layer1").items() if "reverse AIS" in name]
+    assert "nats -21.61" in back and "effective_sample_size 55.0" in back
 
     # Every model is registered, once.
     names = [f"strata-digits-{name}" for name in ("gan", "layer1", "layer2", "vae")]
