@@ -79,15 +79,16 @@ class _Frame:
 
 
 def curves(series: Mapping[str, Points], title: str, x_label: str, y_label: str) -> str:
-    """Lines on shared axes; points that are not finite are left out. Empty text where none is left."""
-    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
-    finite = {name: thinned(points) for name, points in finite.items() if points}
-    if not finite:
+    """Lines on shared axes, in the colours of their order; points that are not finite are left out. "" without any."""
+    finite = [thinned([(x, y) for x, y in points if math.isfinite(y)]) for points in series.values()]
+    if not any(finite):
         return ""
-    xs, ys = zip(*(point for points in finite.values() for point in points), strict=True)
+    xs, ys = zip(*(point for points in finite for point in points), strict=True)
     frame = _Frame(340, 220, (0.0, max(xs)), (min(ys), max(ys)))
     parts = frame.axes(x_label, y_label, {value: label(value) for value in ticks(0.0, frame.x1)})
-    for points, colour in zip(finite.values(), _PALETTE, strict=False):
+    for points, colour in zip(finite, _PALETTE, strict=False):
+        if not points:
+            continue
         pixels = [frame.at(x, y) for x, y in points]
         if len(pixels) == 1:
             parts.append(f'<circle cx="{pixels[0][0]:.1f}" cy="{pixels[0][1]:.1f}" r="3" style="fill:{colour}"/>')

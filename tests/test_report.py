@@ -271,6 +271,12 @@ def test_a_histogram_has_a_column_a_bin_as_high_as_its_count() -> None:
     )  # nothing to count divides by nothing
 
 
+def test_a_line_keeps_its_colour_where_others_are_missing() -> None:
+    svg = charts.curves({"train": [], "validation": [(1, 0.5), (2, 0.4)]}, "title", "step", "error")
+    assert "stroke:var(--second)" in svg and "stroke:var(--first)" not in svg
+    assert charts.curves({"train": [(1, float("nan"))], "validation": []}, "title", "step", "loss") == ""
+
+
 def test_likelihoods_that_may_be_compared_share_a_chart() -> None:
     svg = charts.intervals({"a": [(-100.0, 1.0), (-101.0, 0.0)], "b": [(-90.0, 2.0)]}, "title", "nats")
     where = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', svg)]
