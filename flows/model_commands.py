@@ -16,7 +16,7 @@ from data import durable
 from data.shards import check
 from flows.progress import Reporter
 from flows.stage import run_jobs
-from flows.wording import in_words
+from flows.wording import apart, in_words
 
 
 def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) -> dict[str, Any]:
@@ -58,6 +58,8 @@ def evaluate(model: Path, shards: Path, settings: list[str], *, silent: bool) ->
             print(f"{entry['set']} log p(x): {in_words(entry)}, {measured}")
             if entry["reverse"]:
                 print(f"{'':<{len(entry['set'])}} other side: {in_words(entry['reverse'])}")
+            if said := apart(entry):
+                print(said)
     return {"model": str(model), "metrics": result["metrics"], "likelihoods": result["details"]["likelihoods"]}
 
 

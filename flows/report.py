@@ -17,7 +17,7 @@ from data.quarantine import Loss
 from flows import report_numbers, report_pictures
 from flows.markup import document, section, short_digest, table, text
 from flows.results import Run, Stage, load
-from flows.wording import duration, errors_in_words, listed, measured, number, promise, warning
+from flows.wording import apart, duration, errors_in_words, listed, measured, number, promise, warning
 
 
 def write(out: Path, run: str) -> Path:
@@ -76,6 +76,7 @@ def summary(run: Run) -> str:
             if stage.set == name:
                 back = found.get("reverse")
                 kind += f", {number(back['nats'], 4)} from the other side" if back else ""
+                kind += ": trust neither" if apart(found) else ""
                 values.append(f"{text(stage.name)} {sign}{number(found['nats'], 4)} ({text(kind)})")
         of = f"Log-likelihood of a {text(measured([name]))} sample in nats"
         sentences.append(f"{of}: {listed(values)}.{warning([name], 'the number')}")

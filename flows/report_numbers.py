@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from flows import charts, over_epochs
 from flows.markup import cards, section, table, text
 from flows.results import Run
-from flows.wording import measured, metric, number, promise, warning, with_error
+from flows.wording import apart, measured, metric, number, promise, warning, with_error
 
 
 def likelihoods(run: Run) -> str:
@@ -19,7 +19,7 @@ def likelihoods(run: Run) -> str:
     for stage in run.evaluations:
         for found in stage.likelihoods:
             sets.append(stage.set)
-            beware = warning([stage.set], "the number")
+            beware = warning([stage.set], "the number") + (f" {said}" if (said := apart(found)) else "")
             name = stage.name if len(stage.likelihoods) == 1 else f"{stage.name}, {found['estimator']}"
             key = (found["binarization"], found["split"], found["num_examples"])
             for answer in (found, found.get("reverse")):

@@ -114,6 +114,20 @@ def promise(found: Mapping[str, Any]) -> tuple[str, str, str]:
     return sign, kind.replace("_", " "), words
 
 
+def apart(found: Mapping[str, Any]) -> str:
+    """A sentence where the two sides of a likelihood differ by more than a nat and three of their errors, else "".
+
+    The effective sample size cannot say it: chains that all miss the same modes agree with one another.
+    """
+    back = found.get("reverse")
+    if not back:
+        return ""
+    gap = abs(found["nats"] - back["nats"])
+    if gap <= 1 + 3 * math.hypot(found.get("std_error") or 0, back.get("std_error") or 0):
+        return ""
+    return f"The two sides are {number(gap)} nats apart: trust neither."
+
+
 def in_words(found: Mapping[str, Any]) -> str:
     """nats with the standard error, kind, estimator with its chains and temperatures, effective sample size."""
     error, size = found.get("std_error"), found.get("effective_sample_size")

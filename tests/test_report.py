@@ -258,6 +258,27 @@ def test_one_line_of_a_likelihood_for_the_terminal() -> None:
     assert wording.in_words(likelihood(-1.0, "exact", "enumeration")) == "-1.000 nats, exact, enumeration"
 
 
+def test_sides_that_errors_do_not_reconcile_are_called_apart(tmp_path: Path) -> None:
+    """Apart by more than a nat and three of both errors together; with nothing from the other side there is nothing."""
+    assert wording.apart(likelihood(-93.0, "estimate", "AIS")) == ""
+    for back, errors, apart in ((-94.0, (None, None), False), (-95.9, (0.6, 0.3), False), (-95.9, (0.2, 0.2), True)):
+        reverse = {"nats": back, "kind": "estimate", "estimator": "reverse AIS", "std_error": errors[1]}
+        found = likelihood(-93.0, "estimate", "AIS", std_error=errors[0], reverse=reverse)
+        assert wording.apart(found) == ("The two sides are 2.90 nats apart: trust neither." if apart else "")
+    stage(
+        tmp_path,
+        "vae-evaluate",
+        "evaluate",
+        "vae",
+        metrics={},
+        figures={},
+        details={"set": "test", "likelihoods": [found]},
+    )
+    record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "vae"])
+    page = Reader(report.write(tmp_path, RUN).read_text()).words
+    assert page.count("trust neither") == 3  # the lead and both rows
+
+
 # ---- charts and pictures
 
 
