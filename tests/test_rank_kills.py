@@ -123,7 +123,9 @@ def test_chains_are_saved_under_their_global_index(template: Stages, read: Input
     job = jobs(read)["chains"]
     assert template.do_on_ranks(placed(job, tmp_path), 2, ("step", 10))[1] == -signal.SIGKILL
     shares = [torch.load(tmp_path / "checkpoint" / f"7.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert [[len(value) for value in share.values()] for share in shares] == [[10], [11]]
+    assert [{name: len(value) for name, value in share.items()} for share in shares] == [
+        {"chains": 10, "hidden": 10}, {"chains": 11, "hidden": 11},
+    ]  # fmt: skip
     assert template.do(placed(job, tmp_path)) == 0, template.log
     assert outcome(tmp_path)["result"]["placement"]["exact"] is False
 

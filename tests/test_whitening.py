@@ -178,7 +178,7 @@ def test_pca_of_30_components_on_mnist(mnist: Inputs, tmp_path: Path) -> None:
     assert f"{found['test/squared_error']:.2f}" == "13.87"
     assert read_json(tmp_path / "model" / "model.json")["kind"] == "stack"
     with np.load(tmp_path / "figures" / "filters.npz", allow_pickle=False) as figure:
-        assert figure["images"].shape == (30, 28, 28)
+        assert figure["layer1"].shape == (30, 28, 28)
 
 
 def test_whitening_of_30_components_on_mnist(mnist: Inputs, tmp_path: Path) -> None:
@@ -193,5 +193,5 @@ def test_whitening_of_30_components_on_mnist(mnist: Inputs, tmp_path: Path) -> N
 
 def test_every_kind_of_pass_is_registered() -> None:
     assert {kind for kind, cls in registry.MODELS.items() if issubclass(cls, StreamingModel)} == {
-        "standardize", "pca", "whitening",
+        "standardize", "pca", "whitening", "lda",
     }  # fmt: skip
