@@ -5,31 +5,14 @@ What they are for, annealed importance sampling and its reverse, is in `likeliho
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
+from lightning_modules.bipartite import Bipartite
 from lightning_modules.likelihood import Annealing
-from lightning_modules.units import Bernoulli, Units
+from lightning_modules.units import Bernoulli
 
 _UNITS_AT_A_TIME = 512  # ratios of logistic functions are at least 1/2, so that a product of so many cannot underflow
-
-
-class Machine(Protocol):
-    """What the chains need of an RBM."""
-
-    @property
-    def weights(self) -> Tensor: ...
-    @property
-    def visible_bias(self) -> Tensor: ...
-    @property
-    def hidden_bias(self) -> Tensor: ...
-    @property
-    def visible_units(self) -> Units: ...
-    @property
-    def hidden_units(self) -> Units: ...
-    def hidden_field(self, v: Tensor) -> Tensor: ...
 
 
 class RBMAnnealing(Annealing):
@@ -47,7 +30,7 @@ class RBMAnnealing(Annealing):
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Bipartite,
         num_chains: int,
         base_field: Tensor,
         start: Tensor | None = None,

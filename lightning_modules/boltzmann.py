@@ -252,7 +252,7 @@ class RBM(
         if not isinstance(below, RBM):
             found = "the data" if below is None else f"a layer of class {type(below).__name__}"
             raise ValueError(f"start: tied is the transpose of an rbm below, but it stands on {found}")
-        copy_upside_down(below, self)
+        copy_upside_down(below.machine(), self.machine())
 
     def losses(self, batch: Batch) -> Losses:
         """{"loss": mean F(data) − mean F(model samples)} in nats, and monitors; batch: (batch, num_visible).

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
-from torch import Tensor
 
-from lightning_modules.units import Units
-
-
-class Machine(Protocol):
-    """What is copied of an RBM."""
-
-    num_visible: int
-    num_hidden: int
-
-    @property
-    def weights(self) -> Tensor: ...
-    @property
-    def visible_bias(self) -> Tensor: ...
-    @property
-    def hidden_bias(self) -> Tensor: ...
-    @property
-    def visible_units(self) -> Units: ...
-    @property
-    def hidden_units(self) -> Units: ...
+from lightning_modules.bipartite import Bipartite
 
 
 @torch.no_grad()
-def copy_upside_down(below: Machine, above: Machine) -> None:
+def copy_upside_down(below: Bipartite, above: Bipartite) -> None:
     """W = W_belowᵀ, b = c_below, c = b_below, and the units' own parameters. ValueError where the two do not mirror."""
-    mirrored = (below.num_hidden, below.num_visible)
-    if (above.num_visible, above.num_hidden) != mirrored:
+    num_visible, num_hidden = below.weights.shape
+    if above.weights.t().shape != below.weights.shape:
         raise ValueError(
-            f"start: tied mirrors the rbm below, {below.num_visible} → {below.num_hidden}: "
-            f"num_hidden must be {below.num_visible}, not {above.num_hidden}"
+            f"start: tied mirrors the rbm below, {num_visible} → {num_hidden}: "
+            f"num_hidden must be {num_visible}, not {above.weights.shape[1]}"
         )
     ours, theirs = (above.visible_units, above.hidden_units), (below.hidden_units, below.visible_units)
     if [type(units) for units in ours] != [type(units) for units in theirs]:

@@ -58,7 +58,7 @@ def test_softplus_gain_is_the_difference_of_two(num_units: int, beta: float, nex
 def test_log_ratio_is_that_of_the_densities_on_the_way(visible: str, beta: float, next_beta: float) -> None:
     rbm = random_rbm(visible=visible)
     v, base_field = rbm.visible_units.sample(torch.randn(9, 4).double()), torch.randn(4).double()
-    chains = RBMAnnealing(rbm, 9, base_field, start=v)
+    chains = RBMAnnealing(rbm.machine(), 9, base_field, start=v)
     expected = log_weight(rbm, base_field, v, next_beta) - log_weight(rbm, base_field, v, beta)
     torch.testing.assert_close(chains.log_ratio(beta, next_beta), expected)
 
@@ -77,7 +77,7 @@ def test_step_keeps_its_distribution_and_detailed_balance(beta: float) -> None:
     rbm, base_field, number = random_rbm(scale=1.5), torch.randn(4).double(), 200_000
     probabilities = log_weight(rbm, base_field, all_states(4), beta).softmax(0)
     before = torch.multinomial(probabilities, number, replacement=True)
-    chains = RBMAnnealing(rbm, number, base_field, start=all_states(4)[before])
+    chains = RBMAnnealing(rbm.machine(), number, base_field, start=all_states(4)[before])
     chains.step(beta)
     after = states_of(chains, rbm, base_field)
     counts = torch.bincount(16 * before + after, minlength=256).view(16, 16).double()
@@ -89,7 +89,7 @@ def test_step_keeps_its_distribution_and_detailed_balance(beta: float) -> None:
 
 def states_of(chains: RBMAnnealing, rbm: RBM, base_field: Tensor) -> Tensor:
     """Which of all states each chain is in, told by log ratios, which differ from state to state."""
-    names = RBMAnnealing(rbm, 16, base_field, start=all_states(4)).log_ratio(0.2, 0.7)
+    names = RBMAnnealing(rbm.machine(), 16, base_field, start=all_states(4)).log_ratio(0.2, 0.7)
     found = (chains.log_ratio(0.2, 0.7)[:, None] - names).abs().min(1)
     assert found.values.max() < 1e-9 and (names[:, None] - names + torch.eye(16)).abs().min() > 1e-6
     return found.indices

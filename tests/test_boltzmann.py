@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import Effort
+from tests.tiny_rbms import all_states, random_rbm, some_data
 
 UNITS = ("bernoulli", "gaussian")  # the other families: test_families.py
 
@@ -18,24 +18,6 @@ UNITS = ("bernoulli", "gaussian")  # the other families: test_families.py
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def random_rbm(num_visible: int = 6, num_hidden: int = 4, *, scale: float = 1.0, **arguments: object) -> RBM:
-    """Parameters drawn from N(0, scale²), double precision."""
-    rbm = RBM(num_visible=num_visible, num_hidden=num_hidden, **arguments).double()  # type: ignore[arg-type]
-    for parameter in rbm.parameters():
-        torch.nn.init.normal_(parameter, std=scale)
-    return rbm
-
-
-def all_states(num_units: int) -> Tensor:
-    """(2^num_units, num_units), by other means than the library's."""
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=num_units)), dtype=torch.float64)
-
-
-def some_data(rbm: RBM, batch: int = 5) -> Tensor:
-    noise = torch.randn(batch, rbm.num_visible, dtype=torch.float64)
-    return noise if rbm.visible_range is None else (noise > 0).double()
 
 
 def energy(rbm: RBM, v: Tensor, h: Tensor) -> Tensor:
@@ -106,19 +88,6 @@ def test_large_machines_answer_with_an_estimate() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ gradients
-
-
-@pytest.mark.parametrize("visible", UNITS)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_closed_form_gradient_is_that_of_autograd(visible: str, weighted: bool) -> None:
-    rbm = random_rbm(visible=visible)
-    data, model = some_data(rbm, 5), some_data(rbm, 3)
-    weights = torch.tensor([2.0, 3.0, 5.0] if weighted else [1.0, 1.0, 1.0], dtype=torch.float64)
-    weights /= weights.sum()
-    by_autograd = rbm.free_energy(data).mean() - weights @ rbm.free_energy(model)
-    closed_form = rbm.free_energy_difference(data, model, weights if weighted else None)
-    torch.testing.assert_close(closed_form, by_autograd)
-    torch.testing.assert_close(gradients(rbm, 3 * closed_form), gradients(rbm, 3 * by_autograd))
 
 
 @pytest.mark.parametrize("visible", UNITS)

@@ -137,25 +137,29 @@ def test_exactly_one_label_is_drawn_as_often_as_its_share() -> None:
 def test_it_learns_which_data_go_with_which_label(algorithm: str) -> None:
     """Three prototypes of 12 values with every tenth value flipped; two flips are not enough to confuse them.
 
-    Eight other seeds of each algorithm: errors up to 0.03; right samples from 0.7 on (persistent chains), 0.98 (CD).
+    The learning rate falls, so that persistent chains catch up: six other seeds had errors up to 0.01 and 0.96 or more
+    of the samples right.
     """
     prototypes = torch.eye(CLASSES).repeat_interleave(4, dim=1)
     machine = LabeledRBM(num_visible=12, num_hidden=8, num_classes=CLASSES, algorithm=algorithm, num_chains=200)  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam(machine.parameters(), lr=0.01)
+    steps = 800
+    optimizer = torch.optim.Adam(machine.parameters(), lr=0.02)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
 
     def draw(number: int) -> dict[str, Tensor]:
         label = torch.randint(CLASSES, (number,))
         flips = torch.rand(number, 12) < 0.1
         return {"x": (prototypes[label].bool() ^ flips).float(), "label": label}
 
-    for _ in range(800):
+    for _ in range(steps):
         optimizer.zero_grad()
         machine.losses(draw(60))["loss"].backward()
         optimizer.step()
+        falling.step()
     held_out = draw(1000)
-    assert machine.eval().losses(held_out)["error"] < 0.05
+    assert machine.eval().losses(held_out)["error"] < 0.03
     of_class = machine.sample_class(torch.arange(CLASSES).repeat(50), effort=Effort(num_temperatures=50))
-    assert (machine.logits(of_class.round()).argmax(1) == torch.arange(CLASSES).repeat(50)).float().mean() > 0.6
+    assert (machine.logits(of_class.round()).argmax(1) == torch.arange(CLASSES).repeat(50)).float().mean() > 0.9
 
 
 def test_persistent_chains_carry_labels() -> None:

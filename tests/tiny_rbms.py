@@ -19,6 +19,7 @@ def random_rbm(num_visible: int = 6, num_hidden: int = 4, *, scale: float = 1.0,
 
 
 def all_states(num_units: int) -> Tensor:
+    """(2^num_units, num_units), by other means than the library's."""
     return torch.tensor(list(itertools.product([0.0, 1.0], repeat=num_units)), dtype=torch.float64)
 
 
