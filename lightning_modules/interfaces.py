@@ -2,7 +2,7 @@
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `StartsFromBelow`, `SamplesHidden`, `Samples`, `Classifies`,
-`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Measures`, `RankState`,
+`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`, `Measures`, `RankState`,
 `MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
@@ -151,6 +151,16 @@ class Layer(Encodes):
     @abstractmethod
     def decode(self, h: Tensor) -> Tensor:
         """(batch, num_hidden) → (batch, num_visible): the way back, a mean."""
+
+
+class Hashes(ABC):
+    """Turns data into short binary codes, to be compared by the number of bits that differ."""
+
+    num_bits: int
+
+    @abstractmethod
+    def bits(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch, num_bits) bool, no noise."""
 
 
 class StartsFromBelow(ABC):

@@ -26,6 +26,7 @@ from lightning_modules.interfaces import (
     Fitted,
     HasChains,
     HasFreeEnergy,
+    Hashes,
     HasHiddenLayers,
     HasLogProb,
     Layer,
@@ -284,6 +285,14 @@ def test_hidden_layers_agree_in_their_sizes(kind: str) -> None:
     for height, units in means.items():
         assert units.shape[0] == 2 and units.min() >= 0 and units.max() <= 1
         assert fields[height].shape == (units.shape[1], model.num_visible) and len(incoming[height]) == units.shape[1]
+
+
+@pytest.mark.parametrize("kind", kinds_that(Hashes))
+def test_bits_are_boolean_and_of_each_example_alone(kind: str) -> None:
+    model, batch = example(kind)
+    bits = model.bits(data(batch))
+    assert bits.shape == (2, model.num_bits) and bits.dtype == torch.bool
+    assert torch.equal(bits, model.bits(data(batch))) and torch.equal(bits[:1], model.bits(data(batch)[:1]))
 
 
 @pytest.mark.parametrize("kind", kinds_that(Measures))
