@@ -148,7 +148,9 @@ class RBM(
         self.centering = Centering(num_visible, num_hidden) if center else None
         self.sparsity = None
         if sparsity_target is not None:
-            self.sparsity = Sparsity(self.hidden_units, num_hidden, target=sparsity_target, cost=sparsity_cost)
+            if not isinstance(self.hidden_units, Bernoulli):
+                raise ValueError("sparsity_target is an activity of bernoulli hidden units, doubled ones excepted")
+            self.sparsity = Sparsity(num_hidden, target=sparsity_target, cost=sparsity_cost)
 
     def machine(self) -> Bipartite:
         """The distribution these parameters give."""
@@ -272,7 +274,8 @@ class RBM(
             if self.algorithm != "cd" and isinstance(self.visible_units, Bernoulli):
                 found["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch[::4], field[::4]).mean()
         if self.sparsity is not None:
-            found["loss"] = found["loss"] + self.sparsity.pull(machine, batch)
+            mean_field = machine.hidden_field(batch.mean(0, keepdim=True))[0]
+            found["loss"] = found["loss"] + self.sparsity.pull(mean_field)
             found["hidden_activity"] = self.hidden_units.mean(field).mean()
         if self.training:
             self._move_averages(batch, field)

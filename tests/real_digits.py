@@ -14,8 +14,18 @@ from torch import Tensor
 
 def mnist() -> Tensor:
     """The first 10,000 training digits, binarised at half intensity, (10000, 784)."""
+    return torch.from_numpy(_pixels("train", 10_000) > 127).float()
+
+
+def mnist_intensities() -> tuple[Tensor, Tensor]:
+    """All digits of both sets, in [0, 1], (60000, 784) and (10000, 784)."""
+    train, test = (torch.from_numpy(_pixels(*part)).float() / 255 for part in (("train", 60_000), ("t10k", 10_000)))
+    return train, test
+
+
+def _pixels(part: str, number: int) -> np.ndarray:
     if "STRATA_DATA" not in os.environ:
-        pytest.skip("STRATA_DATA does not name a folder with mnist/train-images-idx3-ubyte.gz")
-    with gzip.open(Path(os.environ["STRATA_DATA"]) / "mnist" / "train-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(16 + 10_000 * 784), dtype=np.uint8, offset=16)
-    return torch.from_numpy(pixels.reshape(-1, 784) > 127).float()
+        pytest.skip(f"STRATA_DATA does not name a folder with mnist/{part}-images-idx3-ubyte.gz")
+    with gzip.open(Path(os.environ["STRATA_DATA"]) / "mnist" / f"{part}-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(16 + number * 784), dtype=np.uint8, offset=16)
+    return pixels.reshape(-1, 784).copy()

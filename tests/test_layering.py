@@ -50,6 +50,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "belief_nets",
         "up_down",
         "unrolled",
+        "corruption",
         "autoencoders",
         "variational",
         "adversarial",
@@ -80,7 +81,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "negative_phase": (_L + "bipartite", _L + "interfaces"),
     _L + "tempering": (_L + "bipartite", _L + "interfaces", _L + "negative_phase"),
     _L + "tied": (_L + "bipartite",),
-    _L + "sparsity": (_L + "bipartite", _L + "units"),
+    _L + "sparsity": (),
+    _L + "corruption": (),
     _L + "centering": (_L + "bipartite",),
     _L + "enumeration": (_L + "bipartite", _L + "interfaces", _L + "likelihood", _L + "negative_phase", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example

@@ -36,7 +36,7 @@ def test_complete_fills_in_defaults_at_every_depth() -> None:
     arguments = models.complete(STACK)["arguments"]["layers"][1]["arguments"]
     assert arguments == {
         "num_visible": 4, "num_hidden": 3, "activation": "sigmoid", "tied": True, "noise": "none", "noise_level": 0.0,
-        "loss": "cross_entropy",
+        "loss": "cross_entropy", "num_active": None, "sparsity_target": None, "sparsity_cost": 1.0, "contraction": 0.0,
     }  # fmt: skip
     assert models.complete(models.complete(STACK)) == models.complete(STACK)
 

@@ -1,0 +1,178 @@
+"""What autoencoders learn from real digits: principal subspaces, better codes than those, sparse ones, clean digits.
+
+The digits are scikit-learn's, every fifth held out. Everything is seeded: nothing here can fail by chance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+import lightning_modules as registry
+from lightning_modules.autoencoders import Autoencoder
+from lightning_modules.interfaces import Layer, Model
+from lightning_modules.stack import Stack
+from tests.pass_jobs import learned
+from tests.real_digits import mnist_intensities
+from tests.stage_kills import inputs, train_job
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    """Train and held out, (1437, 64) and (360, 64), in [0, 1]."""
+    x = torch.from_numpy(load_digits().data / 16).float()
+    held_out = torch.arange(len(x)) % 5 == 0
+    return x[~held_out], x[held_out]
+
+
+def trained(model: Model, x: Tensor, epochs: int, learning_rate: float = 3e-3, batch_size: int = 100) -> Any:
+    """By Adam with a linearly falling rate, as `training` does it."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    steps = epochs * -(-len(x) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(epochs):
+        for batch in x[torch.randperm(len(x))].split(batch_size):
+            optimizer.zero_grad()
+            model.losses(batch)["loss"].backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def autoencoder(**arguments: Any) -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(**{"num_visible": 64, "num_hidden": 10} | arguments)
+
+
+def error(model: Layer, x: Tensor, seen: Tensor | None = None) -> float:
+    """‖x − what comes back of `seen`‖² a sample."""
+    return (model.decode(model.encode(x if seen is None else seen)) - x).square().sum(1).mean().item()
+
+
+def principal(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The mean, and the axes (number, num_visible)."""
+    mean = x.double().mean(0)
+    return mean, torch.linalg.svd(x.double() - mean, full_matrices=False).Vh[:number]
+
+
+def pca_error(train: Tensor, held_out: Tensor, number: int) -> float:
+    mean, axes = principal(train, number)
+    around = held_out.double() - mean
+    return (around - around @ axes.T @ axes).square().sum(1).mean().item()
+
+
+def smallest_cosine(model: Autoencoder, axes: Tensor) -> float:
+    """Of the principal angles between what the decoder spans and the axes."""
+    spanned = torch.linalg.qr(model.decode(torch.eye(len(axes))).double().T - model.visible_bias.double()[:, None]).Q
+    return torch.linalg.svdvals(axes @ spanned).min().item()
+
+
+# ------------------------------------------------------------------------------------------------ beside PCA
+
+
+def test_a_linear_one_reaches_the_principal_subspace_of_real_digits(digits: tuple[Tensor, Tensor]) -> None:
+    """Baldi & Hornik 1989, by minibatches of Adam: cosines above 0.99 of all ten angles, PCA's error within 1 %."""
+    train, held_out = digits
+    linear = autoencoder(activation="linear", loss="squared_error")
+    trained(linear, train, epochs=120, learning_rate=0.02)
+    assert smallest_cosine(linear, principal(train, 10)[1]) > 0.99
+    assert error(linear, held_out) == pytest.approx(pca_error(train, held_out, 10), rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_linear_one_reaches_the_principal_subspace_of_mnist() -> None:
+    """As conf/mnist_linear_autoencoder.yaml: 30 units, 13.87 a test image, the smallest cosine above 0.99."""
+    train, held_out = mnist_intensities()
+    linear = autoencoder(num_visible=784, num_hidden=30, activation="linear", loss="squared_error")
+    trained(linear, train, epochs=30, learning_rate=1e-3)
+    cosine, found = smallest_cosine(linear, principal(train, 30)[1]), error(linear, held_out)
+    print(f"{found:.3f} a test image, PCA's {pca_error(train, held_out, 30):.3f}, smallest cosine {cosine:.4f}")
+    assert found == pytest.approx(13.87, abs=0.02) and cosine > 0.99
+
+
+def test_a_nonlinear_one_errs_less_than_pca_of_equal_code_size(digits: tuple[Tensor, Tensor]) -> None:
+    """On held-out digits by a fifth; a sigmoid output is what it takes: under a linear one PCA is optimal."""
+    train, held_out = digits
+    nonlinear = autoencoder(num_hidden=20, activation="linear", tied=False)
+    trained(nonlinear, train, epochs=100, learning_rate=0.03)
+    assert error(nonlinear, held_out) < 0.8 * pca_error(train, held_out, 20)
+
+
+# ------------------------------------------------------------------------------------------------ sparse, contractive
+
+
+def test_a_sparsity_target_is_reached(digits: tuple[Tensor, Tensor]) -> None:
+    """The held-out mean of every unit within 0.03 of 0.05, where without a target the mean of all is above 0.2."""
+    train, held_out = digits
+    free = trained(autoencoder(num_hidden=50), train, epochs=20)
+    sparse = trained(autoencoder(num_hidden=50, sparsity_target=0.05, sparsity_cost=20.0), train, epochs=40)
+    assert free.encode(held_out).mean() > 0.2
+    assert (sparse.encode(held_out).mean(0) - 0.05).abs().max() < 0.03
+
+
+def test_few_active_units_of_many_come_close_to_all(digits: tuple[Tensor, Tensor]) -> None:
+    """10 of 100 units chosen by each digit err less than 10 that are the same for all digits, PCA's."""
+    train, held_out = digits
+    sparse = autoencoder(num_hidden=100, activation="linear", loss="squared_error", num_active=10)
+    trained(sparse, train, epochs=60)
+    assert ((sparse.encode(held_out) != 0).sum(1) == 10).all()
+    assert error(sparse, held_out) < pca_error(train, held_out, 10)
+
+
+def test_contraction_makes_codes_move_less(digits: tuple[Tensor, Tensor]) -> None:
+    """Under noise on held-out digits by less than half as far."""
+    train, held_out = digits
+    moved = []
+    for contraction in (0.0, 1.0):
+        model = trained(autoencoder(num_hidden=50, contraction=contraction), train, epochs=30)
+        torch.manual_seed(1)
+        near = held_out + 0.1 * torch.randn_like(held_out)
+        moved.append((model.encode(near) - model.encode(held_out)).norm(dim=1).mean())
+    assert moved[1] < 0.5 * moved[0]
+
+
+# ------------------------------------------------------------------------------------------------ denoising
+
+
+@pytest.mark.parametrize(("noise", "level"), [("masking", 0.5), ("gaussian", 0.5), ("salt_and_pepper", 0.3)])
+def test_denoising_brings_back_held_out_digits(noise: Any, level: float, digits: tuple[Tensor, Tensor]) -> None:
+    """Nearer than the corrupted copy, and by a fifth than what never saw noise brings back."""
+    train, held_out = digits
+    found = {}
+    for name in ("none", noise):
+        model = autoencoder(num_hidden=100, noise=name, noise_level=level if name != "none" else 0.0)
+        found[name] = trained(model, train, epochs=30)
+    torch.manual_seed(1)
+    seen = found[noise].corruption(held_out)
+    assert error(found[noise], held_out, seen) < 0.8 * error(found["none"], held_out, seen)
+    assert error(found[noise], held_out, seen) < (seen - held_out).square().sum(1).mean()
+
+
+# ------------------------------------------------------------------------------------------------ stacked
+
+
+def test_training_a_layer_leaves_the_layers_below_as_they_are_to_the_bit(tmp_path: Path) -> None:
+    read, below, width = inputs(tmp_path / "shards"), None, 64
+    layers: list[dict[str, Any]] = [
+        {"num_hidden": 20, "sparsity_target": 0.1},
+        {"num_hidden": 15, "noise": "masking", "noise_level": 0.25},
+        {"num_hidden": 10, "contraction": 0.1, "activation": "linear"},
+    ]
+    kept: dict[str, Tensor] = {}
+    for height, arguments in enumerate(layers):
+        job = train_job(read, "autoencoder", {"epochs": 1}, below, num_visible=width, **arguments)
+        below, width = tmp_path / str(height), arguments["num_hidden"]
+        stack, answer = learned(job.model_copy(update={"hand_up": "mean"}), below)
+        assert isinstance(stack, Stack) and len(stack) == height + 1 and answer["steps"] > 0
+        found = stack.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in kept.items())
+        untrained = registry.build(registry.spec_of(stack)).state_dict()
+        assert not torch.equal(found[f"layers.{height}.weights"], untrained[f"layers.{height}.weights"])
+        kept = found
+    assert len(kept) == 3 * 3 + 1
