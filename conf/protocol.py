@@ -141,12 +141,13 @@ class SampleJob(Strict):
 
 
 class EncodeJob(Strict):
-    """Codes of every sample of some shards: one .npy a set, and a manifest of the source's keys."""
+    """Codes of every sample of some shards: one .npy a set, and codes.json."""
 
     do: Literal["encode"] = "encode"
     model: str
     shards: str
     out: str
+    bits: bool = False  # packed, see data/codes.py
     batch_size: int = 1000
 
 

@@ -108,10 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("-n", "--number", type=int, default=64)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--out", type=_path, required=True, help="a .npy file; pictures get a .png beside it")
-    found = command("encode", _encode, "codes of all samples of some shards", "encode MODEL --shards DIR --out codes")
+    found = command(
+        "encode", _encode, "codes of all samples of some shards", "encode MODEL --shards DIR --out codes --bits"
+    )
     found.add_argument("model", type=_path, help="a model directory")
     found.add_argument("--shards", type=_folder, required=True)
     found.add_argument("--out", type=_path, required=True, help="a folder: one .npy a set")
+    found.add_argument("--bits", action="store_true", help="packed bits, which strata search looks up")
     out(command("sync", _sync, "send MLflow what it has not received yet", "sync --out runs"))
     found = command("ui", _ui, "serve Prefect and MLflow on loopback", "ui --out runs")
     out(found)
@@ -242,7 +245,7 @@ def _sample(arguments: argparse.Namespace) -> dict[str, Any]:
 def _encode(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.model_commands import encode
 
-    return encode(arguments.model, arguments.shards, arguments.out, silent=arguments.json)
+    return encode(arguments.model, arguments.shards, arguments.out, arguments.bits, silent=arguments.json)
 
 
 def _sync(arguments: argparse.Namespace) -> dict[str, Any]:

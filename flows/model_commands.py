@@ -14,6 +14,7 @@ from conf.protocol import Below, EncodeJob, EvaluateJob, Inputs, Job, SampleJob
 from conf.reading import explain, override
 from data import durable
 from data.shards import check
+from flows.places import refuse_unwritable
 from flows.progress import Reporter
 from flows.stage import run_jobs
 from flows.wording import apart, in_words
@@ -72,11 +73,12 @@ def sample(model: Path, number: int, seed: int, out: Path, *, silent: bool) -> d
     return _answer("sample", SampleJob(model=str(model.absolute()), number=number, out=str(target), seed=seed), silent)
 
 
-def encode(model: Path, shards: Path, out: Path, *, silent: bool) -> dict[str, Any]:
-    """Codes of every sample of some shards into OUT/SET.npy."""
+def encode(model: Path, shards: Path, out: Path, bits: bool, *, silent: bool) -> dict[str, Any]:
+    """Codes of every sample of some shards into OUT/SET.npy, or packed ones into OUT/SET.bits.npy."""
     _about(model)
     check(shards)
-    job = EncodeJob(model=str(model.absolute()), shards=str(shards.absolute()), out=str(out.absolute()))
+    refuse_unwritable(out)
+    job = EncodeJob(model=str(model.absolute()), shards=str(shards.absolute()), out=str(out.absolute()), bits=bits)
     return _answer("encode", job, silent)
 
 

@@ -1,7 +1,6 @@
 """What a finished model is worth: its log-likelihood with what the number promises, errors, and figures to look at.
 
-Also `sample` and `encode`, the commands of the same names. Figures are arrays (figures/NAME.npz), each a function in
-`figures`; the report draws them.
+Figures are arrays (figures/NAME.npz), each a function in `figures`; the report draws them.
 Every likelihood is printed with its kind, estimator, standard error, binarization and split, because numbers that
 differ in one of these cannot be compared (Salakhutdinov & Murray 2008; Theis et al. 2016).
 """
@@ -16,12 +15,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import lightning_modules as registry
 from conf.errors import InputError, show
-from conf.protocol import EncodeJob, EvaluateJob, SampleJob
+from conf.protocol import EvaluateJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
@@ -35,7 +33,6 @@ from lightning_modules.interfaces import (
     Layer,
     LogLikelihood,
     Measures,
-    Samples,
     SamplesByClass,
     labeled,
 )
@@ -88,7 +85,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
             inputs = _through(list(model)[:-1], torch.from_numpy(reader.values(samples)))
             metrics |= {f"{held_out}/{quantity}": value for quantity, value in top.measure(inputs).items()}
     _draw(model, x, job, reader.manifest.image_shape)
-    return _kind(model), metrics, details
+    return kind_of(model), metrics, details
 
 
 @torch.no_grad()
@@ -131,7 +128,7 @@ def _refuse_unfit(model: Fitted, reader: Reader, job: EvaluateJob) -> None:
         raise InputError(f"{shards}: values lie in {found}, but the model takes [{low:g}, {high:g}]")
 
 
-def _kind(model: Fitted) -> str:
+def kind_of(model: Fitted) -> str:
     top = model[-1] if isinstance(model, Stack) else model
     return str(registry.spec_of(top)["kind"])  # type: ignore[arg-type]
 
@@ -213,77 +210,3 @@ def _as_pictures(values: Tensor, shape: tuple[int, ...] | None) -> np.ndarray:
     if len(shape) == 2:
         return array
     return array[..., 0, :, :] if shape[0] == 1 else np.moveaxis(array, -3, -1)
-
-
-@torch.no_grad()
-def sample(job: SampleJob) -> dict[str, Any]:
-    """Draws from a model → OUT.npy (number, num_visible), and OUT.png where samples are pictures."""
-    model = registry.load(Path(job.model)).eval()
-    sampler = figures.able(model, Samples)
-    if sampler is None:
-        raise InputError(f"{job.model}: a {_kind(model)} does not draw samples; rbm, dbn, vae and gan do")
-    seed_torch(job.seed, "sample")
-    drawn = sampler.sample(job.number, effort=Effort(num_temperatures=job.gibbs_steps)).float().numpy()
-    out = Path(job.out)
-    buffer = io.BytesIO()
-    np.save(buffer, drawn, allow_pickle=False)
-    durable.write_bytes(out, buffer.getvalue())
-    written = [str(out)]
-    shape = durable.read_json(Path(job.model) / "model.json").get("shape", [])
-    if len(shape) > 1 and math.prod(shape) == drawn.shape[1]:
-        picture = out.with_suffix(".png")
-        images = drawn.reshape(-1, *shape)
-        _write_grid(picture, np.moveaxis(images, 1, -1) if len(shape) == 3 else images[..., None])
-        written.append(str(picture))
-    return {"written": written, "number": len(drawn), "width": drawn.shape[1]}
-
-
-def _write_grid(path: Path, images: np.ndarray) -> None:
-    """images: (n, height, width, channels), 1 or 3 of them."""
-    columns = int(np.ceil(np.sqrt(len(images))))
-    rows = -(-len(images) // columns)
-    height, width, channels = images.shape[1:]
-    grid = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), np.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * (height + 1), number % columns * (width + 1)
-        grid[top : top + height, left : left + width] = (255 * image.clip(0, 1)).round()
-    scale = max(1, 600 // max(grid.shape))
-    buffer = io.BytesIO()
-    Image.fromarray(grid if channels == 3 else grid[..., 0]).resize(
-        (grid.shape[1] * scale, grid.shape[0] * scale), Image.Resampling.NEAREST
-    ).save(buffer, "PNG")
-    durable.write_bytes(path, buffer.getvalue())
-
-
-@torch.no_grad()
-def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
-    """Codes of every sample → OUT/SET.npy (samples, num_hidden) float32, in shard order; codes.json written last."""
-    model = registry.load(Path(job.model)).eval()
-    if not isinstance(model, Encodes):
-        raise InputError(f"{job.model}: a {_kind(model)} has no codes; layers, stacks, dbn, vae and classifiers do")
-    reader = Reader(Path(job.shards))
-    width = reader.manifest.num_values
-    if width != model.num_visible:
-        raise InputError(f"{job.shards}: a sample has {width} values, but {job.model} expects {model.num_visible}")
-    out, total, done = Path(job.out), reader.manifest.num_samples, 0
-    files = {}
-    for name in reader.manifest.sets:
-        samples = np.array(reader.manifest.numbers(name), np.int64)
-        with durable.writing(out / f"{name}.npy") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(samples), model.num_hidden)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(samples), job.batch_size):
-                some = samples[start : start + job.batch_size]
-                codes = model.encode(torch.from_numpy(reader.values(some)))
-                file.write(codes.float().numpy().astype("<f4").tobytes())
-                done += len(some)
-                tell({"progress": {"done": done, "of": total, "loss": float("nan")}})
-        files[f"{name}.npy"] = {"samples": len(samples), "sha256": durable.digest_file(out / f"{name}.npy")}
-    about = {
-        "model": durable.read_json(Path(job.model) / "model.json")["digest"],
-        "shards": reader.manifest.samples_digest,
-        "num_hidden": model.num_hidden,
-        "files": files,
-    }
-    durable.write_json(out / "codes.json", about)
-    return {"written": [str(out / name) for name in [*files, "codes.json"]], "num_hidden": model.num_hidden}

@@ -34,9 +34,7 @@ Tell = Callable[[dict[str, Any]], None]
 def do(job: Job, tell: Tell) -> None:
     """One job, unless its result is there; rank 0 writes the result last."""
     if isinstance(job, (SampleJob, EncodeJob)):
-        from lightning_modules.evaluation import encode, sample
-
-        tell({"answer": sample(job) if isinstance(job, SampleJob) else encode(job, tell)})
+        tell({"answer": _answer(job, tell)})
         return
     done = Path(job.folder) / "result.json"
     if done.exists():
@@ -52,6 +50,17 @@ def do(job: Job, tell: Tell) -> None:
         result = Result(stage=job.stage, key=key, do=job.do, seconds=seconds, **found)
         durable.write_json(done, result.model_dump(mode="json"))
         shutil.rmtree(done.with_name("checkpoint"), ignore_errors=True)
+
+
+def _answer(job: Any, tell: Tell) -> dict[str, Any]:
+    """What a job that leaves no result.json says of its work."""
+    if isinstance(job, SampleJob):
+        from lightning_modules.sampling import sample
+
+        return sample(job)
+    from lightning_modules.encoding import encode
+
+    return encode(job, tell)
 
 
 def _done(job: Any, tell: Tell) -> dict[str, Any]:

@@ -61,7 +61,9 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "perplexity",
     ]
 )
-JOBS = tuple(_L + name for name in ["fit", "learning", "passes", "finetuning", "evaluation", "planning"])
+JOBS = tuple(
+    _L + name for name in ["fit", "learning", "passes", "finetuning", "evaluation", "sampling", "encoding", "planning"]
+)
 
 ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may import beside EVERYONE; the longest that fits
     "conf": (),
