@@ -151,7 +151,43 @@ class EncodeJob(Strict):
     batch_size: int = 1000
 
 
-Job = TrainJob | FinetuneJob | EvaluateJob | SampleJob | EncodeJob
+class IndexJob(Strict):
+    """Build an index of packed codes, to be searched."""
+
+    do: Literal["index"] = "index"
+    codes: str
+    out: str
+    kind: Literal["flat", "buckets"] = "flat"
+    recall: float = Field(0.99, gt=0, le=1)  # of the ten nearest, that buckets are to find
+
+
+class SearchJob(Strict):
+    """Answer queries, one `Query` a line of stdin, about a folder of packed codes or an index until there are no more.
+
+    The first answer says what is searched, each further one what was found; an error ends only its own query. Model and
+    shards are those the codes are of, unless given: a text or a picture has to become a code first.
+    """
+
+    do: Literal["search"] = "search"
+    folder: str
+    model: str | None = None
+    shards: str | None = None
+
+
+class Query(Strict):
+    """What to look for, exactly one of the first four, and how many: k nearest, or all within a radius, at most k."""
+
+    items: list[int] | None = None  # numbers of codes; themselves are left out of what is found
+    text: str | None = None  # of a model of documents
+    picture: str | None = None  # a file, of a model of pictures
+    codes: str | None = None  # a .npy file of packed codes
+    k: int = Field(10, ge=1, le=10_000)
+    radius: int | None = Field(None, ge=0)  # bits
+    exact: bool = False  # all buckets
+    crop: bool = False  # as `fit: crop` of the source of pictures
+
+
+Job = TrainJob | FinetuneJob | EvaluateJob | SampleJob | EncodeJob | IndexJob | SearchJob
 
 
 class Description(Strict):

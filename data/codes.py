@@ -31,7 +31,7 @@ NAME = "codes.json"
 LOCK = ".lock"
 BIT_ORDER: Literal["little"] = "little"  # of numpy's packbits: the first bit is the least significant one
 REPAIR = "run strata encode again, or restore the folder from a copy"
-LEFTOVER = re.compile(rf"\.({'|'.join(SETS)})(\.bits)?\.npy\.\d+\.tmp")  # after a kill
+LEFTOVER = re.compile(r"\.(.+)\.\d+\.tmp")  # durable.writing's temporary files, after a kill
 OURS = re.compile(rf"({'|'.join(SETS)})(\.bits)?\.npy")
 
 
@@ -173,23 +173,32 @@ def _put(file: BinaryIO, values: np.ndarray) -> None:
 
 @contextmanager
 def opened_for_writing(folder: Path, width: int, bits: bool) -> Iterator[CodesWriter]:
-    """The only writer of a folder, which holds no finished codes from now on and none of a killed one's leftovers.
+    """The only writer of a folder of codes. Errors: as `claimed`."""
+    with claimed(folder, NAME, OURS):
+        yield CodesWriter(folder, width, bits)
 
-    Errors: InputError where other files lie, Busy, OSError.
+
+@contextmanager
+def claimed(folder: Path, last: str, ours: re.Pattern[str]) -> Iterator[None]:
+    """The only writer of a folder, which is not finished from now on and holds nothing that a killed one left.
+
+    last: the file that says it is finished; ours: names of the others. Errors: InputError where foreign files lie,
+    Busy, OSError.
     """
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(name for name in there if not name.startswith("."))
-    if others and not there & {NAME, LOCK}:
+    if others and not there & {last, LOCK}:
         raise InputError(f"{show(folder)}: holds other files, such as {show(others[0])}; choose a new or empty folder")
     try:
         with durable.lock(folder / LOCK):
-            (folder / NAME).unlink(missing_ok=True)
+            (folder / last).unlink(missing_ok=True)
             for path in folder.iterdir():
-                if LEFTOVER.fullmatch(path.name) or (OURS.fullmatch(path.name) and path.is_file()):
+                leftover = LEFTOVER.fullmatch(path.name)
+                if ours.fullmatch(leftover[1] if leftover else path.name) and path.is_file():
                     path.unlink()
-            yield CodesWriter(folder, width, bits)
+            yield
     except durable.Locked as holder:
-        raise Busy(f"{show(folder)}: {holder} is writing codes into this folder; wait or choose another") from None
+        raise Busy(f"{show(folder)}: {holder} is writing into this folder; wait for it or choose another") from None
 
 
 def packed(bits: np.ndarray) -> np.ndarray:

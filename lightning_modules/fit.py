@@ -25,7 +25,18 @@ from pydantic import ValidationError
 
 from conf import Train, lifeline
 from conf.errors import Damaged, Interrupted, OutputError, StrataError, show
-from conf.protocol import EncodeJob, FinetuneJob, Job, PlanJob, Request, Result, SampleJob, TrainJob
+from conf.protocol import (
+    EncodeJob,
+    FinetuneJob,
+    IndexJob,
+    Job,
+    PlanJob,
+    Request,
+    Result,
+    SampleJob,
+    SearchJob,
+    TrainJob,
+)
 from data import durable
 
 Tell = Callable[[dict[str, Any]], None]
@@ -33,7 +44,12 @@ Tell = Callable[[dict[str, Any]], None]
 
 def do(job: Job, tell: Tell) -> None:
     """One job, unless its result is there; rank 0 writes the result last."""
-    if isinstance(job, (SampleJob, EncodeJob)):
+    if isinstance(job, SearchJob):
+        from lightning_modules.searching import search
+
+        search(job, sys.stdin, tell)
+        return
+    if isinstance(job, (SampleJob, EncodeJob, IndexJob)):
         tell({"answer": _answer(job, tell)})
         return
     done = Path(job.folder) / "result.json"
@@ -58,6 +74,10 @@ def _answer(job: Any, tell: Tell) -> dict[str, Any]:
         from lightning_modules.sampling import sample
 
         return sample(job)
+    if isinstance(job, IndexJob):
+        from lightning_modules.searching import index
+
+        return index(job)
     from lightning_modules.encoding import encode
 
     return encode(job, tell)

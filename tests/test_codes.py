@@ -141,7 +141,7 @@ def test_other_files_are_never_touched_and_two_writers_never_meet(model: Path, s
     assert (tmp_path / "train.npy").read_text() == "somebody's data"
     with (
         opened_for_writing(tmp_path / "codes", 4, bits=True),
-        pytest.raises(Busy, match="is writing codes"),
+        pytest.raises(Busy, match="is writing into this folder"),
     ):
         encode(job(model, shards, tmp_path / "codes"), silent)
 

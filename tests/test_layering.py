@@ -62,7 +62,18 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
     ]
 )
 JOBS = tuple(
-    _L + name for name in ["fit", "learning", "passes", "finetuning", "evaluation", "sampling", "encoding", "planning"]
+    _L + name
+    for name in [
+        "fit",
+        "learning",
+        "passes",
+        "finetuning",
+        "evaluation",
+        "sampling",
+        "encoding",
+        "searching",
+        "planning",
+    ]
 )
 
 ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may import beside EVERYONE; the longest that fits
@@ -88,6 +99,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "centering": (_L + "bipartite",),
     _L + "enumeration": (_L + "bipartite", _L + "interfaces", _L + "likelihood", _L + "negative_phase", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
+    _L + "hamming": ("data",),
     _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "seeding", "data"),
 } | {job: ("lightning_modules", "data") for job in JOBS}
 ONLY_IN = {  # a library, and the only places that may import it
@@ -97,6 +109,7 @@ ONLY_IN = {  # a library, and the only places that may import it
     "distributed": ("flows.cluster",),
     "mlflow": ("flows.tracking",),
     "pytorch_lightning": ("lightning_modules.training", "lightning_modules.fit", "data.loading"),
+    "faiss": ("lightning_modules.hamming",),
     "webdataset": ("data.foreign",),
     "torch": ("lightning_modules", "data.loading"),
     "pickle": (),
