@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from lightning_modules.interfaces import (
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
+STEPS_AT_A_TIME = 100  # that Lightning sees as one
 LARGEST = 1e6  # a weight no sound model comes near; past it a training has diverged, finite or not
 Progress = Callable[[int, int, float], None]  # step, of, loss
 
@@ -116,11 +118,19 @@ class Training(pl.LightningModule):
         if len(set(self._gather(digest.hexdigest()))) > 1:
             raise RuntimeError(f"stage {self.stage}: the ranks' weights differ after step {self.next_step}")
 
-    def training_step(self, step: Step, batch_index: int) -> None:
+    def training_step(self, dataloader_iter: Iterator[tuple[Step, int, int]]) -> None:
+        """Many steps at a time, since Lightning's own work between two calls takes as long as a small step."""
+        optimizers = self._optimizers()
+        for step, _, _ in islice(dataloader_iter, STEPS_AT_A_TIME):
+            self.take_step(self.trainer.strategy.batch_to_device(step), optimizers)
+            if self.trainer.should_stop:
+                break
+
+    def take_step(self, step: Step, optimizers: Sequence[Any]) -> None:
         seed_torch(self.seed, "step", self.global_rank, step.number)
         self._set_learning_rate(step.number)
         batch = self._inputs(step)
-        for phase, optimizer in zip(self.phases, self._optimizers(), strict=True):
+        for phase, optimizer in zip(self.phases, optimizers, strict=True):
             with self._own_gradients(optimizer):
                 for _ in range(phase.steps):
                     self._descend(phase, optimizer, batch, step)

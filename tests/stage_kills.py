@@ -47,7 +47,7 @@ def at(what, number):
             return answer
         return call
     if what.endswith("rename"): os.replace = counted(os.replace)
-    else: training.Training.training_step = counted(training.Training.training_step)
+    else: training.Training.take_step = counted(training.Training.take_step)
 
 def become(rank, ranks, port, request, said, moment):
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
