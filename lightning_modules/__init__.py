@@ -33,6 +33,7 @@ from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.boltzmann_machine import BoltzmannMachine
 from lightning_modules.classifier import Classifier
+from lightning_modules.convolutional import ConvAutoencoder
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.labeled import LabeledRBM
@@ -47,6 +48,7 @@ MODELS: dict[str, type[Fitted]] = {
     "rbm": RBM,
     "boltzmann_machine": BoltzmannMachine,
     "autoencoder": Autoencoder,
+    "conv_autoencoder": ConvAutoencoder,
     "stack": Stack,
     "labeled_rbm": LabeledRBM,
     "dbn": DBN,

@@ -97,7 +97,9 @@ def _plan_model(
     kind, arguments = stage.model.kind, stage.model.arguments
     width = below.num_hidden if below else _product(description.shape)
     takes = _signature(name, kind)
-    known = {"num_visible": width, "num_classes": description.num_classes}
+    shape = description.shape if below is None else list(getattr(below[-1], "hidden_shape", ()))
+    known: dict[str, Any] = {"num_visible": width, "num_classes": description.num_classes}
+    known |= {"image_shape": shape} if len(shape) > 1 else {}
     filled: dict[str, Any] = {argument: value for argument, value in known.items() if argument in takes} | arguments
     if "num_classes" in takes:
         _check_labels(name, kind, recipe, description)

@@ -37,6 +37,20 @@ class Rescales(Protocol):
 
 
 @runtime_checkable
+class Convolves(Protocol):
+    """A layer of maps, whose units look for the same thing at every place: its filters are one a map, in its middle."""
+
+    @property
+    def hidden_shape(self) -> tuple[int, int, int]:
+        """(maps, height, width) of its code."""
+        ...
+
+    def projected(self, filters: Tensor) -> Tensor:
+        """Filters of its codes → filters of what it reads, (n, num_visible)."""
+        ...
+
+
+@runtime_checkable
 class Randomizes(Protocol):
     """A layer made of layers of several kinds, which knows how each of them begins."""
 
@@ -142,7 +156,7 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
 
         Layer 1: its own filters. Above: the filters of the layer below, weighted and summed,
         R_k = filters_k R_{k−1} (Lee, Ekanadham & Ng 2008, NIPS 20), which leaves out the nonlinearities between them.
-        A layer that only rescales has none, and is no entry of the list.
+        A layer that only rescales has none, and is no entry of the list; one that convolves has one for each map.
         """
         projected: list[Tensor] = []
         for height, layer in enumerate(self):
@@ -150,9 +164,7 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
                 continue
             filters = _filters(layer)
             for below in reversed(self.layers[:height]):
-                filters = (
-                    below.rescaled(filters) if isinstance(below, Rescales) else filters @ _filters(cast(Layer, below))
-                )
+                filters = _seen_from_below(filters, cast(Layer, below))
             projected.append(filters)
         return projected
 
@@ -161,9 +173,11 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
         return {len(self): self.encode(v)} if self.hidden_range == (0.0, 1.0) else {}
 
     def incoming_weights(self) -> dict[int, Tensor]:
-        """{L: the top layer's own filters}, if it learned any by gradient."""
+        """{L: the top layer's own filters}, if it learned any by gradient and they are its weights."""
         top = self[-1]
-        return {} if isinstance(top, StreamingModel) or not isinstance(top, HasFilters) else {len(self): top.filters()}
+        if isinstance(top, (StreamingModel, Convolves)) or not isinstance(top, HasFilters):
+            return {}
+        return {len(self): top.filters()}
 
     def receptive_fields(self) -> dict[int, Tensor]:
         """{L: its filters as seen from the data}, (num_hidden, num_visible), unless it only rescales."""
@@ -176,6 +190,15 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
 
         layers = [RBM(num_visible=6, num_hidden=4), RBM(num_visible=4, num_hidden=3)]
         return cls(layers=layers), torch.tensor([[1.0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 1]])
+
+
+def _seen_from_below(filters: Tensor, layer: Layer) -> Tensor:
+    """Filters of a layer's codes → filters of what it reads."""
+    if isinstance(layer, Rescales):
+        return layer.rescaled(filters)
+    if isinstance(layer, Convolves):
+        return layer.projected(filters)
+    return filters @ _filters(layer)
 
 
 def _filters(layer: Layer) -> Tensor:

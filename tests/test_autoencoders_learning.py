@@ -1,6 +1,6 @@
 """What autoencoders learn from real digits: principal subspaces, better codes than those, sparse ones, clean digits.
 
-The digits are scikit-learn's, every fifth held out. Everything is seeded: nothing here can fail by chance.
+Everything is seeded: nothing here can fail by chance.
 """
 
 from __future__ import annotations
@@ -10,61 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 import lightning_modules as registry
 from lightning_modules.autoencoders import Autoencoder
-from lightning_modules.interfaces import Layer, Model
 from lightning_modules.stack import Stack
 from tests.pass_jobs import learned
 from tests.real_digits import mnist_intensities
 from tests.stage_kills import inputs, train_job
+from tests.trained_on_digits import error, pca_error, principal, small_digits, trained
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    """Train and held out, (1437, 64) and (360, 64), in [0, 1]."""
-    x = torch.from_numpy(load_digits().data / 16).float()
-    held_out = torch.arange(len(x)) % 5 == 0
-    return x[~held_out], x[held_out]
-
-
-def trained(model: Model, x: Tensor, epochs: int, learning_rate: float = 3e-3, batch_size: int = 100) -> Any:
-    """By Adam with a linearly falling rate, as `training` does it."""
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    steps = epochs * -(-len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for _ in range(epochs):
-        for batch in x[torch.randperm(len(x))].split(batch_size):
-            optimizer.zero_grad()
-            model.losses(batch)["loss"].backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval().requires_grad_(False)
+    return small_digits()
 
 
 def autoencoder(**arguments: Any) -> Autoencoder:
     torch.manual_seed(0)
     return Autoencoder(**{"num_visible": 64, "num_hidden": 10} | arguments)
-
-
-def error(model: Layer, x: Tensor, seen: Tensor | None = None) -> float:
-    """‖x − what comes back of `seen`‖² a sample."""
-    return (model.decode(model.encode(x if seen is None else seen)) - x).square().sum(1).mean().item()
-
-
-def principal(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The mean, and the axes (number, num_visible)."""
-    mean = x.double().mean(0)
-    return mean, torch.linalg.svd(x.double() - mean, full_matrices=False).Vh[:number]
-
-
-def pca_error(train: Tensor, held_out: Tensor, number: int) -> float:
-    mean, axes = principal(train, number)
-    around = held_out.double() - mean
-    return (around - around @ axes.T @ axes).square().sum(1).mean().item()
 
 
 def smallest_cosine(model: Autoencoder, axes: Tensor) -> float:

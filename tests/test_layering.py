@@ -57,6 +57,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "lasso_paths",
         "lasso",
         "sparse_coding",
+        "convolutional",
         "variational",
         "adversarial",
         "classifier",
