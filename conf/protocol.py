@@ -55,6 +55,7 @@ class TrainJob(Strict):
     train: Train
     seed: int
     one_pass: bool = False  # statistics of one pass, then closed form: neither optimizer nor order enters
+    draws: bool = False  # a fit by passes that begins at random
     labeled: bool = False  # learns from the samples that have a label, and from their labels
     method: int = 1  # revision of how models are trained, whatever the model
 
@@ -66,7 +67,8 @@ class TrainJob(Strict):
         return sets[0] | {"mixed": sets[1:]}
 
     def identity(self) -> dict[str, Any]:
-        drawn = not self.one_pass or self.train.binarize == "sample" or bool(self.below and self.hand_up == "sample")
+        sampled = self.train.binarize == "sample" or bool(self.below and self.hand_up == "sample")
+        drawn = not self.one_pass or self.draws or sampled
         train = self.train.model_dump(include={"binarize"} if self.one_pass else None, exclude=set(PLACEMENT))
         return {
             "do": self.do,
@@ -224,6 +226,7 @@ class StagePlan(Strict):
     steps: int
     runs: int = 1  # of a fine-tuning
     one_pass: bool = False  # no training in epochs: the steps of one pass over the samples
+    rounds: bool = False  # many passes, each from where the last one ended; begins at random
     labeled: bool = False  # learns from labels, or can be measured by them
 
 

@@ -87,6 +87,8 @@ class RecipeRun:
         for planned in self.prepared.plan.stages:
             runs = f"{planned.runs} runs, " if planned.runs > 1 else ""
             steps_of = "one pass" if planned.one_pass else f"{runs}{planned.steps:,} steps"
+            if planned.rounds:
+                steps_of = f"at most {planned.steps:,} rounds"
             what = f"{planned.shape}, {steps_of}" if planned.steps else planned.shape
             steps.append(Step(planned.flow, planned.name, planned.kind, what))
         if self.recipe.evaluate is not None:
@@ -303,7 +305,7 @@ class RecipeRun:
         return TrainJob(
             stage=name, spec=planned.spec, revision=planned.revision, below=below, hand_up=declared.hand_up,
             inputs=inputs, mixed=mixed, train=settings, seed=seed, one_pass=planned.one_pass,
-            labeled=planned.labeled,
+            draws=planned.rounds, labeled=planned.labeled,
         )  # fmt: skip
 
     # --- run.json ---

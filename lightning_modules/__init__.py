@@ -36,6 +36,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.convolutional import ConvAutoencoder
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
+from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
@@ -60,6 +61,7 @@ MODELS: dict[str, type[Fitted]] = {
     "standardize": Standardize,
     "pca": PCA,
     "whitening": Whitening,
+    "kmeans": KMeans,
     "lda": LDA,
     "classifier": Classifier,
 }

@@ -1,9 +1,9 @@
 """The two axes every model is placed on, and what an answer about likelihood must say.
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
-Axis 2, what it can do: any of `Encodes`, `Layer`, `StartsFromBelow`, `SamplesHidden`, `Samples`, `Classifies`,
-`SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`, `Measures`, `RankState`,
-`MovingAverages`.
+Axis 2, what it can do: any of `Encodes`, `Layer`, `Clusters`, `StartsFromBelow`, `StartsFromData`, `SamplesHidden`,
+`Samples`, `Classifies`, `SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`,
+`Measures`, `RankState`, `MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -125,6 +125,31 @@ class StreamingModel(Fitted):
         """Sets the fitted buffers → facts about the fit, by name. ValueError, one line, where there is none."""
 
 
+class IteratedModel(StreamingModel):
+    """Fitted by rounds over the data, each from where the last one ended: k-means, EM.
+
+    `start` chooses where to begin; in every round `update` takes in batches and `finish` takes the step their
+    statistics say. A round's outcome is in the buffers, and the next one needs nothing else.
+    """
+
+    start_samples: int  # that `start` is given, drawn evenly from the data
+    passes: int  # over all samples, at most
+    batch_size: int | None  # samples of a round, drawn anew in every pass; None: all of them
+
+    @abstractmethod
+    def start(self, sample: Tensor) -> None:
+        """Sets the buffers from (start_samples, num_visible) or all there are; may draw. ValueError: too few."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drops the statistics gathered so far; `finish` does it too."""
+
+    @property
+    @abstractmethod
+    def settled(self) -> bool:
+        """Whether the last round has changed so little that no more are worth their while."""
+
+
 class ComposedModel(Fitted):
     """Put together from trained parts; nothing is left to fit (a deep belief net made of a stack)."""
 
@@ -153,6 +178,16 @@ class Layer(Encodes):
         """(batch, num_hidden) → (batch, num_visible): the way back, a mean."""
 
 
+class Clusters(ABC):
+    """Sorts data into groups."""
+
+    num_clusters: int
+
+    @abstractmethod
+    def assign(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch,) int64: which cluster each belongs to, from 0."""
+
+
 class Hashes(ABC):
     """Turns data into short binary codes, to be compared by the number of bits that differ."""
 
@@ -161,6 +196,14 @@ class Hashes(ABC):
     @abstractmethod
     def bits(self, v: Tensor) -> Tensor:
         """(batch, num_visible) → (batch, num_bits) bool, no noise."""
+
+
+class StartsFromData(ABC):
+    """Parameters start from a sample of what it learns from."""
+
+    @abstractmethod
+    def start_from_data(self, x: Tensor) -> None:
+        """Called once, before training, with 10,000 samples, (n, num_visible), or all there are; may draw."""
 
 
 class StartsFromBelow(ABC):

@@ -15,8 +15,9 @@ from data.loading import Mixed, ShardData
 from data.selection import Selection
 from data.shards import Manifest, Reader
 from data.splits import divide, some
-from lightning_modules.interfaces import ComposedModel, Fitted, Layer, StartsFromBelow, StreamingModel
+from lightning_modules.interfaces import ComposedModel, Fitted, IteratedModel, Layer, StartsFromBelow, StreamingModel
 from lightning_modules.passes import fit_in_one_pass
+from lightning_modules.rounds import fit_in_rounds
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 from lightning_modules.training import Training, fit
@@ -39,7 +40,9 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
         model = registry.build(job.spec)
         if isinstance(model, StartsFromBelow):
             model.start_from_below(below[-1] if below is not None else None)
-    if isinstance(model, StreamingModel):
+    if isinstance(model, IteratedModel):
+        steps, facts = fit_in_rounds(job, model, below, tell)
+    elif isinstance(model, StreamingModel):
         steps, facts = fit_in_one_pass(job, model, below, tell)
     elif not isinstance(model, ComposedModel):
         module = _fit(job, model, below, tell)

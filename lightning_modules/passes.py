@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 
 from conf.errors import InputError
 from conf.protocol import TrainJob
+from data.selection import Selection
 from data.shards import Reader
 from data.splits import divide
 from lightning_modules.interfaces import StreamingModel
@@ -44,43 +45,91 @@ def fit_in_one_pass(
 
     Errors: InputError where the data do not allow the fit; InputError and Damaged of the shards.
     """
-    from data.loading import ShardData, piece  # imports Lightning, which a plan that asks for num_batches does without
+    with reading(job, below) as read:
+        steps = num_batches(len(read.samples), model, below)
+        mine = read.piece(np.arange(steps))
+        for done, step in enumerate(mine.tolist(), start=1):
+            first, last = (len(read.samples) * edge // steps for edge in (step, step + 1))
+            model.update(read.inputs(read.samples[first:last], "pass", step))
+            tell({"progress": {"done": done, "of": len(mine), "loss": float("nan")}})
+        facts = read.finish(model)
+        read.share(model)
+    return steps, facts
 
-    shards = Path(job.inputs.shards)
-    data = ShardData(
-        shards=shards,
-        samples=divide(Reader(shards), job.inputs.split, job.inputs.without)["train"],
-        batch_size=1,
-        epochs=1,
-        seed=job.seed,
-        remembered=Path(job.inputs.remembered) if job.inputs.remembered else None,
-        without=job.inputs.without,
-    )
-    device = _device(job.train.accelerator)
-    below = below.to(device).eval() if below is not None else None
-    with _ranks() as (rank, world_size):
+
+class Reading:
+    """What a rank of a job that learns by passes reads, and how it and the others become one."""
+
+    def __init__(self, job: TrainJob, below: Stack | None, rank: int, world_size: int) -> None:
+        from data.loading import ShardData  # imports Lightning, which a plan that asks for num_batches does without
+
+        self.job, self.rank, self.world_size = job, rank, world_size
+        shards = Path(job.inputs.shards)
+        self._data = ShardData(
+            shards=shards,
+            samples=divide(Reader(shards), job.inputs.split, job.inputs.without)["train"],
+            batch_size=1,
+            epochs=1,
+            seed=job.seed,
+            remembered=Path(job.inputs.remembered) if job.inputs.remembered else None,
+            without=job.inputs.without,
+        )
+        self.device = _device(job.train.accelerator)
+        self._below = below.to(self.device).eval() if below is not None else None
         if rank == 0:
-            data.prepare_data()
+            self._data.prepare_data()
         if world_size > 1:
             distributed.barrier()
-        steps = num_batches(len(data.samples), model, below)
-        mine = piece(np.arange(steps), rank, world_size)
-        for done, step in enumerate(mine.tolist(), start=1):
-            first, last = (len(data.samples) * edge // steps for edge in (step, step + 1))
-            seed_torch(job.seed, "pass", step)
-            model.update(_inputs(job, data.examples(data.samples[first:last]).to(device), below))
-            tell({"progress": {"done": done, "of": len(mine), "loss": float("nan")}})
-        _merge(model, rank, world_size)
-        facts: dict[str, float] = {}
-        if rank == 0:
-            try:
-                facts = model.finish()
-            except ValueError as error:
-                raise InputError(f"stage {job.stage}: {error}") from None
-        if world_size > 1:
+
+    @property
+    def samples(self) -> Selection:
+        """The training samples, of all ranks."""
+        return self._data.samples
+
+    def piece(self, numbers: np.ndarray) -> np.ndarray:
+        """This rank's part of them."""
+        from data.loading import piece
+
+        return piece(numbers, self.rank, self.world_size)
+
+    def inputs(self, samples: np.ndarray, *purpose: str | int) -> Tensor:
+        """What the model learns from, (n, its num_visible) on the device; `purpose` seeds what is drawn on the way."""
+        seed_torch(self.job.seed, *purpose)
+        return _inputs(self.job, self._data.examples(samples).to(self.device), self._below)
+
+    def finish(self, model: StreamingModel) -> dict[str, float]:
+        """Rank 0 takes in everybody's statistics and finishes → its facts; {} elsewhere."""
+        _merge(model, self.rank, self.world_size)
+        return self.first(model.finish) or {}
+
+    def first(self, do: Callable[[], Any]) -> Any:
+        """What rank 0 finds, done there alone; None elsewhere. ValueError becomes an InputError."""
+        if self.rank:
+            return None
+        try:
+            return do()
+        except ValueError as error:
+            raise InputError(f"stage {self.job.stage}: {error}") from None
+
+    def share(self, model: StreamingModel) -> None:
+        """Gives rank 0's buffers to all."""
+        if self.world_size > 1:
             for buffer in model.state_dict().values():
                 distributed.broadcast(buffer, src=0)
-    return steps, facts
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, everywhere."""
+        values = [value]
+        if self.world_size > 1:
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+@contextmanager
+def reading(job: TrainJob, below: Stack | None) -> Iterator[Reading]:
+    """Errors: InputError and Damaged of the shards."""
+    with _ranks() as (rank, world_size):
+        yield Reading(job, below, rank, world_size)
 
 
 def _inputs(job: TrainJob, x: Tensor, below: Stack | None) -> Tensor:

@@ -21,6 +21,7 @@ from lightning_modules.interfaces import (
     ComposedModel,
     Encodes,
     Fitted,
+    IteratedModel,
     Layer,
     Samples,
     SamplesHidden,
@@ -29,6 +30,7 @@ from lightning_modules.interfaces import (
     labeled,
 )
 from lightning_modules.passes import num_batches
+from lightning_modules.rounds import num_rounds
 from lightning_modules.stack import Stack
 
 
@@ -136,7 +138,7 @@ def _plan_model(
         )
     if isinstance(model, StreamingModel) and len(weights := recipe.mixture(name)) > 1:
         raise InputError(
-            f"stage {name}: a {kind} is fitted in one pass over one data set; name it, one of {list(weights)}"
+            f"stage {name}: a {kind} is fitted in passes over one data set; name it, one of {list(weights)}"
         )
     if labeled(model):
         _check_labels(name, kind, recipe, description, model.num_classes)
@@ -144,7 +146,7 @@ def _plan_model(
     samples = description.labeled if labeled(model) else description.sizes["train"]
     steps = settings.epochs * -(-samples // min(settings.batch_size, samples))
     if isinstance(model, StreamingModel):
-        steps = num_batches(samples, model, below)
+        steps = num_rounds(samples, model) if isinstance(model, IteratedModel) else num_batches(samples, model, below)
     return model, StagePlan(
         name=name,
         flow=_flow(model),
@@ -156,6 +158,7 @@ def _plan_model(
         samples=samples if fitted else 0,
         steps=steps if fitted else 0,
         one_pass=isinstance(model, StreamingModel),
+        rounds=isinstance(model, IteratedModel),
         labeled=labeled(model),
     )
 

@@ -42,6 +42,7 @@ from lightning_modules.interfaces import (
     Phase,
     PhasedModel,
     RankState,
+    StartsFromData,
 )
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
@@ -398,12 +399,15 @@ def fit(
         seen=seen,
         progress=progress,
     )
-    if saved is None and hasattr(model, "start_from_data_mean"):
+    if saved is None and (isinstance(model, StartsFromData) or hasattr(model, "start_from_data_mean")):
         seed_torch(seed, "data mean")
         x = module.from_data(data.examples(some(data.samples, 10_000, "data mean")))
         if hasattr(model, "start_from_data_std"):
             model.start_from_data_std(x.std(dim=0, correction=0))  # type: ignore[operator]
-        model.start_from_data_mean(x.mean(dim=0))  # type: ignore[operator]
+        if hasattr(model, "start_from_data_mean"):
+            model.start_from_data_mean(x.mean(dim=0))  # type: ignore[operator]
+        if isinstance(model, StartsFromData):
+            model.start_from_data(x)
     data.start_step = module.next_step
     before = _note_signals(module)
     try:

@@ -65,6 +65,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "whitening",
         "topics",
         "perplexity",
+        "kmeans",
     ]
 )
 JOBS = tuple(
@@ -73,6 +74,7 @@ JOBS = tuple(
         "fit",
         "learning",
         "passes",
+        "rounds",
         "finetuning",
         "evaluation",
         "sampling",
