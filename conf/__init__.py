@@ -353,6 +353,7 @@ class Evaluate(Strict):
     num_temperatures: Count = 1000  # of AIS
     gibbs_steps: Count = 500  # of the chains that draw samples
     binarize: Literal["sample", "threshold", "none"] = "sample"  # of test data for models of binary data; once, by seed
+    map: Literal["pca", "umap", "none"] = "pca"  # codes as points of a plane; umap needs `pip install 'strata[map]'`
 
 
 class Recipe(Strict):

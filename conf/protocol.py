@@ -117,15 +117,14 @@ class EvaluateJob(Strict):
     evaluate: Evaluate
     train: Train  # placement only
     seed: int
-    labeled: bool = False  # errors are measured too
-    revision: int = 3  # of the measurements
+    revision: int = 4  # of the measurements
 
     def identity(self) -> dict[str, Any]:
         return {
             "do": self.do,
             "revision": self.revision,
             "model": self.model.digest,
-            "inputs": self.inputs.identity(labels=self.labeled),
+            "inputs": self.inputs.identity(labels=True),
             "evaluate": self.evaluate.model_dump(),
             "seed": self.seed,
         }

@@ -13,6 +13,10 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 _PALETTE = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
+_CLASSES = (  # twenty colours that stand out on white and on black (Tableau's)
+    "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#7f7f7f",
+    "#a0cbe8", "#ffbe7d", "#86bcb6", "#8cd17d", "#b6992d", "#f1ce63", "#499894", "#d37295", "#d4a6c8", "#d7b5a6",
+)  # fmt: skip
 _LIGHT = (
     "svg{--first:#1f6fb2;--second:#d9730d;background:#fff;font:11px sans-serif}text{fill:#5d666f}"
     ".rule{stroke:#e2e4e6}.axis{stroke:#5d666f}.bar{fill:#1f6fb2}"
@@ -141,6 +145,33 @@ def intervals(rows: Mapping[str, Sequence[tuple[float, float]]], title: str, x_l
             style = f'style="stroke:{colour};stroke-width:2"'
             parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}" {style}/>')
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="fill:{colour}"/>')
+    return frame.svg(parts, title)
+
+
+def scatter(groups: Mapping[str, Points], title: str) -> str:
+    """Points of a plane, equal scales, a colour a group, the legend beside them; after twenty groups all are gray."""
+    points = [point for group in groups.values() for point in group]
+    xs, ys = zip(*points, strict=True)
+    side, left = 300, 6
+    width = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
+    middle = ((max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2)
+    named = list(groups.items())[: len(_CLASSES)] if len(groups) > 1 else []
+    frame = _Frame(left + side + (130 if named else 6), side + 12, (0, 1), (0, 1))
+    parts = []
+    for number, group in enumerate(groups.values()):
+        colour = _CLASSES[number] if number < len(_CLASSES) else "#7f7f7f"
+        dots = "".join(
+            f"M{left + side * (0.5 + (x - middle[0]) / width):.1f} {6 + side * (0.5 - (y - middle[1]) / width):.1f}h0"
+            for x, y in group
+        )
+        parts.append(f'<path d="{dots}" style="stroke:{colour};stroke-width:3.4;stroke-linecap:round;opacity:.75"/>')
+    for number, (name, _) in enumerate(named):
+        y = 16 + 14.5 * number
+        parts.append(f'<circle cx="{left + side + 12}" cy="{y - 4:.1f}" r="4" style="fill:{_CLASSES[number]}"/>')
+        short = name if len(name) <= 18 else name[:17] + "…"
+        parts.append(f'<text x="{left + side + 21}" y="{y:.1f}">{escape(short)}</text>')
+    if named and len(groups) > len(named):
+        parts.append(f'<text x="{left + side + 21}" y="{side + 4}">and {len(groups) - len(named):,} more, gray</text>')
     return frame.svg(parts, title)
 
 

@@ -293,7 +293,7 @@ class RecipeRun:
             assert self.recipe.evaluate is not None
             return EvaluateJob(
                 stage=name, model=self._model(name), inputs=inputs, evaluate=self.recipe.evaluate,
-                train=Train(threads=settings.threads), seed=seed, labeled=planned.labeled,
+                train=Train(threads=settings.threads), seed=seed,
             )  # fmt: skip
         below = self._model(declared.on) if declared.on else None
         if declared.finetune is not None:

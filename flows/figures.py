@@ -7,7 +7,7 @@ in flows/pictures.py and flows/charts.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,26 @@ def filters(content: Figure) -> dict[str, bytes]:
         layer: pictures.heat(values) if values.ndim < 3 else _square(pictures.diverging(values))
         for layer, values in sorted(shown.items())
     }
+
+
+def rows_of_ten(content: Figure) -> bytes | None:
+    """Clusters: ten pictures a row."""
+    values = content.get("images")
+    if values is None or not values.size:
+        return None
+    return pictures.heat(np.atleast_2d(values)) if values.ndim < 3 else pictures.grid(pictures.gray(values), 10)
+
+
+def plane(content: Figure, classes: Sequence[str]) -> str:
+    """The map of codes, a colour a class; "" without one."""
+    places, labels = content.get("places"), content.get("labels")
+    if places is None or labels is None or not len(places) or not np.isfinite(places).all():
+        return ""
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for label in np.unique(labels).astype(int).tolist():
+        name = "no label" if label < 0 else classes[label] if label < len(classes) else str(label)
+        groups[name] = [(float(x), float(y)) for x, y in places[labels == label]]
+    return charts.scatter(groups, "map of codes")
 
 
 def _square(images: Array) -> bytes:
@@ -157,6 +177,7 @@ def write(folder: Path, into: Path) -> list[Path]:
     }
     drawn["reconstructions.png"] = reconstructions(content.get("reconstructions", {}))
     drawn |= {f"filters_{layer}.png": picture for layer, picture in filters(content.get("filters", {})).items()}
+    drawn |= {"clusters.png": rows_of_ten(content.get("clusters", {})), "map.svg": plane(content.get("map", {}), [])}
     chains = content.get("chains", {})
     drawn |= {"chains.png": (strip(chains) or (0, None))[1], "chains_moving.png": animation(chains)}
     for layer, units in activity(content.get("activity", {})).items():

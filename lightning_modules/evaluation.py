@@ -23,7 +23,7 @@ from conf.protocol import EvaluateJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
-from lightning_modules import figures
+from lightning_modules import clustering, figures
 from lightning_modules.interfaces import (
     Classifies,
     Effort,
@@ -53,7 +53,8 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     parts = divide(reader, job.inputs.split, job.inputs.without)
     name = next((name for name in ("test", "validation", "train") if len(parts[name])), "train")
     _refuse_unfit(model, reader, job)
-    x = torch.from_numpy(reader.values(some(parts[name], job.evaluate.num_examples, "evaluate")))
+    chosen = some(parts[name], job.evaluate.num_examples, "evaluate")
+    x, labels = torch.from_numpy(reader.values(chosen)), reader.labels()
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"set": name, "num_examples": len(x), "likelihoods": []}
 
@@ -76,7 +77,7 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
         metrics[f"{name}/squared_error"] = float(torch.cat(squared).mean())
     joint = density if density is not None else model
     if labeled(joint):
-        labels, samples = reader.labels(), parts[name][:]
+        samples = parts[name][:]
         if not isinstance(joint, SamplesByClass) or (labels[samples] >= 0).any():
             metrics[f"{name}/error"] = percent_wrong(joint, reader, samples, labels)
     if isinstance(model, Stack) and isinstance(top := model[-1], Measures):
@@ -84,7 +85,10 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
             samples = some(parts[held_out], job.evaluate.num_examples, "evaluate")
             inputs = _through(list(model)[:-1], torch.from_numpy(reader.values(samples)))
             metrics |= {f"{held_out}/{quantity}": value for quantity, value in top.measure(inputs).items()}
-    _draw(model, x, job, reader.manifest.image_shape)
+    groups = clustering.groups(model, x, labels[chosen], list(reader.manifest.classes), job.evaluate.map)
+    metrics |= {f"{name}/{quantity}": value for quantity, value in groups.metrics.items()}
+    details |= groups.details
+    _draw(model, x, job, reader.manifest.image_shape, groups)
     return kind_of(model), metrics, details
 
 
@@ -175,7 +179,7 @@ def _in_numbers(found: LogLikelihood) -> dict[str, Any]:
     }
 
 
-def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | None) -> None:
+def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | None, groups: clustering.Groups) -> None:
     """Every figure this model has, into files; what is drawn at random has a seed of its own."""
     effort = Effort(num_temperatures=job.evaluate.gibbs_steps)
     seed_torch(job.seed, "evaluate", "chains")
@@ -190,8 +194,10 @@ def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | N
         "data": {"images": figures.spread(x, figures.NUM_SAMPLES)} if samples else {},
         "samples_by_class": figures.samples_by_class(model, effort),
         "chains": frames,
+        "clusters": groups.pictures,
     }
     numbers = {"activity": figures.activity(model, x), "weights": figures.weights(model), "chains": sweeps}
+    numbers["map"] = groups.map
     for name in dict.fromkeys([*data, *numbers]):
         arrays = {key: _as_pictures(values, shape) for key, values in data.get(name, {}).items()}
         arrays |= {key: values.detach().cpu().numpy() for key, values in numbers.get(name, {}).items()}

@@ -29,6 +29,7 @@ from lightning_modules.interfaces import (
     StreamingModel,
     labeled,
 )
+from lightning_modules.maps import require
 from lightning_modules.passes import num_batches
 from lightning_modules.rounds import num_rounds
 from lightning_modules.stack import Stack
@@ -36,6 +37,8 @@ from lightning_modules.stack import Stack
 
 def plan(job: PlanJob) -> Plan:
     recipe = job.recipe
+    if recipe.evaluate is not None:
+        require(recipe.evaluate.map)
     stacks: dict[str, Stack] = {}
     stages = []
     for name, stage in recipe.stages.items():

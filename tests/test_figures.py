@@ -243,7 +243,7 @@ def test_the_free_energy_gap_of_a_training(tmp_path: Path) -> None:
 
     metrics = measured(tmp_path / "rbm", inputs)
     found = {path.stem: arrays(path) for path in (tmp_path / "rbm" / "figures").glob("*.npz")}
-    assert found.keys() == {"filters", "reconstructions", "samples", "data", "chains", "activity", "weights"}
+    assert found.keys() == {"filters", "reconstructions", "samples", "data", "chains", "activity", "weights", "map"}
     assert found["chains"]["frames"].shape == (len(found["chains"]["sweeps"]), 8, 3, 4)
     assert found["filters"]["layer1"].shape == (30, 3, 4) and found["weights"]["layer1_counts"].sum() == 360
     assert metrics["test/log_prob"] < 0 and registry.load(tmp_path / "rbm" / "model")

@@ -66,6 +66,8 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "topics",
         "perplexity",
         "kmeans",
+        "clustering",
+        "maps",
     ]
 )
 JOBS = tuple(
