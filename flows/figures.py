@@ -43,13 +43,11 @@ def tiles(content: Figure) -> bytes | None:
 
 
 def reconstructions(content: Figure) -> bytes | None:
-    """Each original over what came back of it."""
-    originals, seen = content.get("originals"), content.get("reconstructions")
-    if originals is None or seen is None or not originals.size or not seen.size:
+    """Each original over its corrupted copy, if there is one, and what came back."""
+    parts = [content[name] for name in ("originals", "corrupted", "reconstructions") if name in content]
+    if len(parts) < 2 or not all(part.size for part in parts):
         return None
-    return (
-        pictures.pairs(originals, seen, 8) if originals.ndim > 2 else pictures.heat(np.concatenate([originals, seen]))
-    )
+    return pictures.columns(parts, 8) if parts[0].ndim > 2 else pictures.heat(np.concatenate(parts))
 
 
 def filters(content: Figure) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ around 0, cut at the 99.5th percentile of |weight|. Charts are in flows/charts.p
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,17 @@ def _tiled(tiles: Array, columns: int, gap: int = 0) -> Array:
     return canvas
 
 
-def pairs(originals: Array, reconstructions: Array, columns: int) -> bytes:
-    """Each original with its reconstruction right under it; pairs stand further apart than their parts."""
-    number = min(len(originals), len(reconstructions))
-    above, below = (np.insert(gray(part[:number]), 3, 255, axis=-1) for part in (originals, reconstructions))
-    gap = max(1, above.shape[1] // 14)
-    between = np.zeros((number, gap, *above.shape[2:]), np.uint8)
-    return grid(np.concatenate([above, between, below], axis=1), columns, 3 * gap)
+def columns(parts: Sequence[Array], number: int) -> bytes:
+    """The pictures of each part, (n, h, w[, 1 or 3]), right under those of the part before; `number` side by side.
+
+    What belongs together stands nearer than its neighbours.
+    """
+    shown = min(len(part) for part in parts)
+    tiles = [np.insert(gray(part[:shown]), 3, 255, axis=-1) for part in parts]
+    gap = max(1, tiles[0].shape[1] // 14)
+    between = np.zeros((shown, gap, *tiles[0].shape[2:]), np.uint8)
+    below = [part for tile in tiles[1:] for part in (between, tile)]
+    return grid(np.concatenate([tiles[0], *below], axis=1), number, 3 * gap)
 
 
 def heat(vectors: Array) -> bytes:

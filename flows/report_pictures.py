@@ -118,11 +118,14 @@ def weights(run: Run) -> str:
 def reconstructions(run: Run) -> str:
     shown, sets = [], []
     for stage in run.evaluations:
-        content = figures.reconstructions(stage.figure("reconstructions"))
+        arrays = stage.figure("reconstructions")
+        content = figures.reconstructions(arrays)
         if content:
             sets.append(stage.set)
             picture = image(content, f"originals above reconstructions of {stage.name}")
             small = f"{text(measured([stage.set]))} samples, the reconstruction under each original"
+            if "corrupted" in arrays:
+                small += ", between them the corrupted copy it was made from; numbers are of clean ones"
             if found := findings(stage.result.metrics if stage.result else {}):
                 small += f" · {text(found)}"
             shown.append(card(f"<b>{text(stage.name)}</b>", small, picture))

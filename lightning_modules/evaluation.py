@@ -186,10 +186,12 @@ def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | N
     frames, sweeps = figures.chains(model, x, effort)
     seed_torch(job.seed, "evaluate", "sample")
     samples = figures.samples(model, effort)
+    seed_torch(job.seed, "evaluate", "corrupt")
+    reconstructions = figures.reconstructions(model, x)
     seed_torch(job.seed, "evaluate", "sample_class")
     data = {
         "filters": figures.filters(model),
-        "reconstructions": figures.reconstructions(model, x),
+        "reconstructions": reconstructions,
         "samples": samples,
         "data": {"images": figures.spread(x, figures.NUM_SAMPLES)} if samples else {},
         "samples_by_class": figures.samples_by_class(model, effort),

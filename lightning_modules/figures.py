@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.corruption import Denoises
 from lightning_modules.interfaces import (
     Effort,
     Encodes,
@@ -57,12 +58,18 @@ def spread(x: Tensor, number: int) -> Tensor:
 
 
 def reconstructions(model: Fitted, x: Tensor) -> Data:
-    """Some examples and what comes back of them, encoded and decoded: (16, num_visible) each."""
+    """Some examples and what comes back of them, encoded and decoded: (16, num_visible) each.
+
+    Of a layer that learned to undo noise also "corrupted" copies, which then are what comes back.
+    """
     decode = getattr(model, "decode", None)
     if decode is None or not isinstance(model, Encodes) or reads_counts(model):
         return {}
-    originals = spread(x, NUM_RECONSTRUCTIONS)
-    return {"originals": originals, "reconstructions": decode(model.encode(originals))}
+    found = {"originals": spread(x, NUM_RECONSTRUCTIONS)}
+    denoiser = able(model, Denoises)
+    if denoiser is not None and denoiser.corruption.noise != "none":
+        found["corrupted"] = denoiser.corruption(found["originals"])
+    return found | {"reconstructions": decode(model.encode(found.get("corrupted", found["originals"])))}
 
 
 def filters(model: Fitted) -> Data:

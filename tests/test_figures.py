@@ -19,6 +19,7 @@ from data.splits import divide, some
 from flows.figures import read as arrays
 from lightning_modules import figures
 from lightning_modules.adversarial import GAN
+from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.deep_boltzmann import DBM
@@ -125,6 +126,19 @@ def test_reconstructions_of_deep_models_go_through_all_layers() -> None:
     torch.testing.assert_close(
         figures.reconstructions(stack(dbm), x)["reconstructions"], dbm.decode(dbm.mean_field(x)[-1])
     )
+
+
+def test_a_layer_that_undoes_noise_is_shown_undoing_it() -> None:
+    x = torch.rand(3, 5)
+    noisy = randomized(Autoencoder(num_visible=5, num_hidden=4, noise="masking", noise_level=0.5))
+    plain = randomized(Autoencoder(num_visible=5, num_hidden=4))
+    found = figures.reconstructions(stack(noisy), x)
+    assert torch.equal(found["originals"], x) and (found["corrupted"] == 0).any()
+    assert torch.equal(found["reconstructions"], stack(noisy).decode(stack(noisy).encode(found["corrupted"])))
+    for model in (stack(plain), stack(noisy, randomized(RBM(num_visible=4, num_hidden=3)))):
+        found = figures.reconstructions(model, x)  # a stack of several is no such layer
+        assert found.keys() == {"originals", "reconstructions"}
+        assert torch.equal(found["reconstructions"], model.decode(model.encode(x)))
 
 
 def test_examples_are_taken_at_even_distances() -> None:

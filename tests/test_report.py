@@ -360,6 +360,17 @@ def test_colours_of_filters_are_symmetric() -> None:
 
 def test_a_reconstruction_stands_under_its_original() -> None:
     white, black = np.ones((2, 8, 8)), np.zeros((2, 8, 8))
-    pixels = np.asarray(Image.open(io.BytesIO(pictures.pairs(white, black, 8))))
+    pixels = np.asarray(Image.open(io.BytesIO(pictures.columns([white, black], 8))))
     rows = pixels[:: len(pixels) // 17, 0]  # 8 of the original, a gap, 8 of the reconstruction
     assert [tuple(row) for row in (rows[0], rows[8], rows[9])] == [(255, 255, 255, 255), (0, 0, 0, 0), (0, 0, 0, 255)]
+
+
+def test_a_corrupted_copy_stands_between_its_original_and_its_reconstruction(tmp_path: Path) -> None:
+    shades = {"originals": 1.0, "corrupted": 0.0, "reconstructions": 0.4}
+    drawn = {"reconstructions": {name: np.full((2, 8, 8), shade, np.float32) for name, shade in shades.items()}}
+    pixels = np.asarray(Image.open(io.BytesIO(figures.reconstructions(drawn["reconstructions"]) or b"")))
+    rows = pixels[:: len(pixels) // 26, 0, 0]
+    assert [rows[place] for place in (0, 9, 18)] == [255, 0, 102]
+    stage(tmp_path, "layer1-evaluate", "evaluate", "autoencoder", metrics={}, figures=drawn)
+    record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "layer1"])
+    assert "between them the corrupted copy" in Reader(report.write(tmp_path, RUN).read_text()).words
