@@ -38,6 +38,8 @@ from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
+from lightning_modules.lista import LISTA
+from lightning_modules.psd import PSD
 from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
 from lightning_modules.unrolled import DeepAutoencoder
@@ -63,6 +65,8 @@ MODELS: dict[str, type[Fitted]] = {
     "whitening": Whitening,
     "kmeans": KMeans,
     "lda": LDA,
+    "psd": PSD,
+    "lista": LISTA,
     "classifier": Classifier,
 }
 

@@ -57,6 +57,9 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "lasso_paths",
         "lasso",
         "sparse_coding",
+        "psd",
+        "lista",
+        "gabor",
         "convolutional",
         "variational",
         "adversarial",
@@ -106,6 +109,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "tied": (_L + "bipartite",),
     _L + "sparsity": (),
     _L + "corruption": (),
+    _L + "gabor": (),
     _L + "centering": (_L + "bipartite",),
     _L + "enumeration": (_L + "bipartite", _L + "interfaces", _L + "likelihood", _L + "negative_phase", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
