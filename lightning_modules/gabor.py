@@ -69,7 +69,7 @@ def fit(picture: Array) -> Gabor:
         r_squared = 1 - 2 * float(found.cost)
         if r_squared > best.r_squared:
             found.x[6:] *= scale
-            best = Gabor(*found.x.tolist(), r_squared)
+            best = Gabor(*np.append(found.x, r_squared).tolist())
         if best.r_squared > _ENOUGH:
             break
     return best
