@@ -135,7 +135,7 @@ class Training(pl.LightningModule):
             with self._own_gradients(optimizer):
                 for _ in range(phase.steps):
                     self._descend(phase, optimizer, batch, step)
-        self._share_averages()
+        self._share_averages(step)
         self._after(step)
 
     def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
@@ -292,10 +292,11 @@ class Training(pl.LightningModule):
             torch.distributed.all_gather_object(found, mine)
         return found
 
-    def _share_averages(self) -> None:
+    def _share_averages(self, step: Step) -> None:
         """Every rank's averages have moved by its piece of the batch; DDP leaves buffers alone after the first step."""
         if self.trainer.world_size > 1 and isinstance(self.model, MovingAverages):
             for average in self.model.moving_averages():
+                average *= step.share
                 torch.distributed.all_reduce(average)
                 average /= self.trainer.world_size
 

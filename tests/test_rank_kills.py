@@ -50,11 +50,17 @@ def jobs(read: Inputs) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("sparsity_target", [None, 0.2])
 @pytest.mark.parametrize("batch_size", [100, 1299])
-def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_path: Path, batch_size: int) -> None:
-    """The gradient of the global batch, whatever its pieces: with batches of 1,299 the last has one sample for two."""
+def test_two_ranks_take_the_steps_of_one(
+    template: Stages, read: Inputs, tmp_path: Path, batch_size: int, sparsity_target: float | None
+) -> None:
+    """The gradient of the global batch, whatever its pieces: with batches of 1,299 the last has one sample for two.
+
+    Moving averages too: of activities, which penalties follow.
+    """
     settings = {"epochs": 3, "batch_size": batch_size, "log_steps": 1}
-    job = train_job(read, "autoencoder", settings, num_visible=64, num_hidden=8)
+    job = train_job(read, "autoencoder", settings, num_visible=64, num_hidden=8, sparsity_target=sparsity_target)
     assert template.do(placed(job, tmp_path / "one")) == 0, template.log
     assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
