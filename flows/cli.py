@@ -115,6 +115,27 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--shards", type=_folder, required=True)
     found.add_argument("--out", type=_path, required=True, help="a folder: one .npy a set")
     found.add_argument("--bits", action="store_true", help="packed bits, which strata search looks up")
+    found = command("search", _search, "nearest items by their codes", "search codes --item test/5 --out nearest.png")
+    found.add_argument("folder", type=_path, metavar="DIR", help="codes of `encode --bits`, or an index of --build")
+    asked = found.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--build", type=_path, metavar="INDEX", help="write an index of the codes into this folder")
+    asked.add_argument("--item", nargs="+", metavar="N", help="nearest to these items: 17, test/17")
+    asked.add_argument("--text", metavar="WORDS", help="nearest to a document of these words")
+    asked.add_argument("--text-file", type=_path, metavar="FILE", help="nearest to the document in a file")
+    asked.add_argument("--picture", type=_path, metavar="FILE", help="nearest to a picture")
+    asked.add_argument("--codes", type=_path, metavar="FILE.npy", help="nearest to each of these packed codes")
+    asked.add_argument("--serve", action="store_true", help="a page on loopback to type or pick in, until Ctrl-C")
+    found.add_argument("-k", type=int, default=None, help="how many (default: 10; of a radius at most 1,000)")
+    found.add_argument("--radius", type=int, default=None, help="all at most so many bits apart")
+    found.add_argument("--exact", action="store_true", help="look into every bucket of an index of buckets")
+    found.add_argument("--kind", choices=("flat", "buckets"), default="flat", help="of the index to build")
+    found.add_argument("--recall", type=float, default=0.99, help="share of neighbours that buckets are to find")
+    found.add_argument("--out", type=_path, default=None, help="a .png of the pictures found, or an .html page")
+    found.add_argument("--crop", action="store_true", help="the picture is cropped, as ingest did by fit=crop")
+    found.add_argument("--model", type=_path, default=None, help="the codes' model, where it lies elsewhere now")
+    found.add_argument("--shards", type=_folder, default=None, help="the codes' shards, where they lie elsewhere now")
+    found.add_argument("--texts", type=_folder, default=None, help="shards of the same documents as texts, for titles")
+    found.add_argument("--port", type=int, default=0, help="of the page (default: any free one)")
     out(command("sync", _sync, "send MLflow what it has not received yet", "sync --out runs"))
     found = command("ui", _ui, "serve Prefect and MLflow on loopback", "ui --out runs")
     out(found)
@@ -246,6 +267,12 @@ def _encode(arguments: argparse.Namespace) -> dict[str, Any]:
     from flows.model_commands import encode
 
     return encode(arguments.model, arguments.shards, arguments.out, arguments.bits, silent=arguments.json)
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    from flows.searching import search
+
+    return search(arguments)
 
 
 def _sync(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,20 @@ import pytest
 from flows.cli import main
 from tests.conftest import DIGITS, LAYER, Command, Ended, Say, contents, error, tree, until
 
-COMMANDS = ("run", "check", "ingest", "verify", "data", "evaluate", "sample", "encode", "sync", "ui", "deploy")
+COMMANDS = (
+    "run",
+    "check",
+    "ingest",
+    "verify",
+    "data",
+    "evaluate",
+    "sample",
+    "encode",
+    "search",
+    "sync",
+    "ui",
+    "deploy",
+)
 FEW = "  classify: {on: layer1, finetune: {labels: [10], seeds: 2, epochs: 1}}\n"
 
 
@@ -95,6 +108,8 @@ def test_wrong_input_is_one_line_and_leaves_no_trace(
         ),
         (["sample", "missing", "--out", "x.npy"], "missing: expected a model directory"),
         (["encode", "missing", "--shards", "s", "--out", "c"], "missing: expected a model directory"),
+        (["search", "missing", "--item", "3"], "missing: expected packed codes (strata encode --bits) or an index"),
+        (["search", "missing"], "one of the arguments --build --item --text"),
         (["ui", "--out", "missing"], "--out missing: there is no such folder"),
         (["sync", "--out", "missing"], "--out missing: there is no such folder"),
         (["deploy", "r.yaml", "--cron", "0 3 * * *"], "recipe r.yaml: No such file"),
