@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flows import charts, pictures
+from flows import charts, dictionary_figures, pictures
 from flows.pictures import Array
 
 NUM_BINS = 20  # of the histograms of activity, on [0, 1]
@@ -182,6 +182,7 @@ def write(folder: Path, into: Path) -> list[Path]:
         drawn |= {f"activity_{layer}_units.svg": units.by_unit, f"activity_{layer}_examples.svg": units.by_example}
     for layer, (all_weights, norms) in weights(content.get("weights", {})).items():
         drawn |= {f"weights_{layer}.svg": all_weights, f"norms_{layer}.svg": norms}
+    drawn |= dictionary_figures.files(content)
     for name, picture in drawn.items():
         if picture:
             (into / name).write_bytes(charts.alone(picture).encode() if isinstance(picture, str) else picture)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data import durable
 from data.quarantine import Loss
-from flows import report_clusters, report_numbers, report_pictures
+from flows import report_clusters, report_dictionaries, report_numbers, report_pictures
 from flows.markup import document, section, short_digest, table, text
 from flows.results import Run, Stage, load
 from flows.wording import apart, duration, errors_in_words, listed, measured, number, promise, warning
@@ -30,6 +30,7 @@ def write(out: Path, run: str) -> Path:
 def page(run: Run) -> str:
     parts = (
         header, what_ran, report_pictures.curves, report_pictures.free_energy_gap, report_pictures.filters,
+        report_dictionaries.dictionaries, report_dictionaries.codes,
         report_pictures.activity, report_pictures.weights, report_pictures.reconstructions, report_pictures.samples,
         report_pictures.chains, report_clusters.maps, report_clusters.clusters,
         report_numbers.likelihoods, report_numbers.few_labels, recipe, provenance,

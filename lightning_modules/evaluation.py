@@ -23,7 +23,7 @@ from conf.protocol import EvaluateJob
 from data import durable
 from data.shards import Reader
 from data.splits import divide, some
-from lightning_modules import clustering, figures
+from lightning_modules import clustering, dictionaries, figures
 from lightning_modules.interfaces import (
     Classifies,
     Effort,
@@ -88,7 +88,9 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     groups = clustering.groups(model, x, labels[chosen], list(reader.manifest.classes), job.evaluate.map)
     metrics |= {f"{name}/{quantity}": value for quantity, value in groups.metrics.items()}
     details |= groups.details
-    _draw(model, x, job, reader.manifest.image_shape, groups)
+    atoms = dictionaries.seen(model, x, reader.manifest.image_shape)
+    metrics |= {f"{name}/{quantity}": value for quantity, value in atoms.metrics.items()}
+    _draw(model, x, job, reader.manifest.image_shape, groups, atoms)
     return kind_of(model), metrics, details
 
 
@@ -179,7 +181,14 @@ def _in_numbers(found: LogLikelihood) -> dict[str, Any]:
     }
 
 
-def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | None, groups: clustering.Groups) -> None:
+def _draw(
+    model: Fitted,
+    x: Tensor,
+    job: EvaluateJob,
+    shape: tuple[int, ...] | None,
+    groups: clustering.Groups,
+    atoms: dictionaries.Seen,
+) -> None:
     """Every figure this model has, into files; what is drawn at random has a seed of its own."""
     effort = Effort(num_temperatures=job.evaluate.gibbs_steps)
     seed_torch(job.seed, "evaluate", "chains")
@@ -197,9 +206,10 @@ def _draw(model: Fitted, x: Tensor, job: EvaluateJob, shape: tuple[int, ...] | N
         "samples_by_class": figures.samples_by_class(model, effort),
         "chains": frames,
         "clusters": groups.pictures,
+        "dictionary": atoms.pictures,
     }
     numbers = {"activity": figures.activity(model, x), "weights": figures.weights(model), "chains": sweeps}
-    numbers["map"] = groups.map
+    numbers |= {"map": groups.map, "dictionary": atoms.numbers, "codes": atoms.codes, "sparsity": atoms.sparsity}
     for name in dict.fromkeys([*data, *numbers]):
         arrays = {key: _as_pictures(values, shape) for key, values in data.get(name, {}).items()}
         arrays |= {key: values.detach().cpu().numpy() for key, values in numbers.get(name, {}).items()}

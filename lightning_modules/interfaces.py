@@ -3,7 +3,7 @@
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `Clusters`, `StartsFromBelow`, `StartsFromData`, `SamplesHidden`,
 `Samples`, `Classifies`, `SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`,
-`Measures`, `RankState`, `MovingAverages`.
+`HasDictionary`, `Measures`, `RankState`, `MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -310,6 +310,23 @@ class HasHiddenLayers(ABC):
     @abstractmethod
     def receptive_fields(self) -> dict[int, Tensor]:
         """The same as seen from the data, through all layers between: (num_units_k, num_visible) a layer."""
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Atoms, and whose few make an example: v ≈ offset + h D, h = argmin ½‖v − offset − h D‖² + λ‖h‖₁."""
+
+    atoms: Tensor  # D, (num_hidden, num_visible)
+    offset: Tensor  # (num_visible,)
+    penalty: float  # λ
+    nonnegative: bool = False
+
+
+class HasDictionary(Encodes):
+    """Its codes are coefficients of atoms, the best ones or guesses of them."""
+
+    @abstractmethod
+    def dictionary_of_codes(self) -> Dictionary: ...
 
 
 class Measures(ABC):

@@ -12,7 +12,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.interfaces import Batch, Layer, Losses, Measures, Model
+from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
 from lightning_modules.psd import (
     MEASURED,
     against_optimum,
@@ -25,7 +25,7 @@ from lightning_modules.psd import (
 )
 
 
-class LISTA(Model, Layer, Measures):
+class LISTA(Model, Layer, HasDictionary, Measures):
     """h₁ = shrink(v W, θ₁), h_t = shrink(v W + h_{t−1} S_t, θ_t), the code being h_T.
 
     W, S_t and θ_t start at Dᵀ/L, I − D Dᵀ/L and λ/L, L = λ_max(D Dᵀ), where h_t is exactly that of ISTA. D learns to
@@ -108,6 +108,10 @@ class LISTA(Model, Layer, Measures):
     def filters(self) -> Tensor:
         """(num_hidden, num_visible): what the encoder's first layer looks for."""
         return self.weights.detach().t()
+
+    def dictionary_of_codes(self) -> Dictionary:
+        offset = torch.zeros_like(self.dictionary[0])
+        return Dictionary(self.dictionary.detach(), offset, self.penalty)
 
     def measure(self, v: Tensor) -> dict[str, float]:
         """See `against_optimum`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.interfaces import Batch, Layer, Losses, Measures, Model
+from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
 from lightning_modules.lasso import solve
 from lightning_modules.lasso_descent import FISTA
 from lightning_modules.lasso_problem import Problem
@@ -23,7 +23,7 @@ MEASURED = 2000  # examples whose optima are looked for
 TOLERANCE = 1e-4  # relative duality gap of those optima
 
 
-class PSD(Model, Layer, Measures):
+class PSD(Model, Layer, HasDictionary, Measures):
     """E(v, h) = ½‖v − h D‖² + λ‖h‖₁ + α/2 ‖h − f(v)‖², the code of v being f(v) alone.
 
     shrinkage: f(v) = shrink(v W, θ), shrink(x, θ) = sign(x) max(|x| − |θ|, 0) (Kavukcuoglu et al. 2010, NIPS 23)
@@ -92,6 +92,10 @@ class PSD(Model, Layer, Measures):
     def filters(self) -> Tensor:
         """(num_hidden, num_visible): what the encoder looks for."""
         return self.weights.detach().t()
+
+    def dictionary_of_codes(self) -> Dictionary:
+        offset = torch.zeros_like(self.dictionary[0])
+        return Dictionary(self.dictionary.detach(), offset, self.penalty)
 
     def measure(self, v: Tensor) -> dict[str, float]:
         """See `against_optimum`."""

@@ -60,6 +60,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "psd",
         "lista",
         "gabor",
+        "dictionaries",
         "convolutional",
         "variational",
         "adversarial",
