@@ -40,6 +40,7 @@ from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.lista import LISTA
 from lightning_modules.psd import PSD
+from lightning_modules.sparse_coding import SparseCoding
 from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
 from lightning_modules.unrolled import DeepAutoencoder
@@ -51,6 +52,7 @@ MODELS: dict[str, type[Fitted]] = {
     "rbm": RBM,
     "boltzmann_machine": BoltzmannMachine,
     "autoencoder": Autoencoder,
+    "sparse_coding": SparseCoding,
     "conv_autoencoder": ConvAutoencoder,
     "stack": Stack,
     "labeled_rbm": LabeledRBM,

@@ -352,7 +352,7 @@ class RankState(ABC):
 
 
 class MovingAverages(ABC):
-    """Buffers that follow means over the batch: after each step training sets them to their mean over the ranks.
+    """Buffers that follow means over the batch: before `after_step` they are set to their mean over the ranks.
 
     Ranks are weighted by their shares of the batch, so that buffers linear in its means are those of the whole batch.
     """

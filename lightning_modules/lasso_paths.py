@@ -17,7 +17,7 @@ FLAT = 1e-9  # slopes below are none: of duplicates of atoms in the support
 Found = tuple[Tensor, Tensor]  # codes; steps taken (batch,)
 
 
-def solve_on(gram: Tensor, active: Tensor, *targets: Tensor) -> tuple[Tensor, ...]:
+def solve_on(gram: Tensor, active: Tensor, *targets: Tensor, ridge: float = RIDGE) -> tuple[Tensor, ...]:
     """x with G_AA x_A = target_A and zeros elsewhere; active (batch, num_hidden) bool, targets and x of its shape."""
     width = int(active.sum(1).max()) if len(active) else 0
     if width == 0:
@@ -26,7 +26,7 @@ def solve_on(gram: Tensor, active: Tensor, *targets: Tensor) -> tuple[Tensor, ..
     valid = active.gather(1, index)
     both = valid[:, :, None] & valid[:, None, :]
     identity = torch.eye(width, dtype=gram.dtype, device=gram.device)
-    matrix = torch.where(both, gram[index[:, :, None], index[:, None, :]], identity) + RIDGE * identity
+    matrix = torch.where(both, gram[index[:, :, None], index[:, None, :]], identity) + ridge * identity
     right = torch.stack([target.gather(1, index) * valid for target in targets], dim=2)
     found = torch.cholesky_solve(right, torch.linalg.cholesky_ex(matrix).L)
     return tuple(

@@ -135,7 +135,6 @@ class Training(pl.LightningModule):
             with self._own_gradients(optimizer):
                 for _ in range(phase.steps):
                     self._descend(phase, optimizer, batch, step)
-        self._share_averages(step)
         self._after(step)
 
     def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
@@ -145,6 +144,7 @@ class Training(pl.LightningModule):
         loss = losses["loss"] * step.share if step.share != 1 else losses["loss"]
         self.manual_backward(loss)
         optimizer.step()
+        self._share_averages(step)
         if isinstance(self.model, Model):
             self.model.after_step()
         for name, value in losses.items():

@@ -56,6 +56,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "lasso_descent",
         "lasso_paths",
         "lasso",
+        "lasso_gradient",
         "sparse_coding",
         "psd",
         "lista",
