@@ -34,11 +34,13 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.boltzmann_machine import BoltzmannMachine
 from lightning_modules.classifier import Classifier
 from lightning_modules.convolutional import ConvAutoencoder
+from lightning_modules.dec import DEC
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.lista import LISTA
+from lightning_modules.mixture_model import GaussianMixture
 from lightning_modules.psd import PSD
 from lightning_modules.sparse_coding import SparseCoding
 from lightning_modules.stack import Stack
@@ -66,6 +68,8 @@ MODELS: dict[str, type[Fitted]] = {
     "pca": PCA,
     "whitening": Whitening,
     "kmeans": KMeans,
+    "gaussian_mixture": GaussianMixture,
+    "dec": DEC,
     "lda": LDA,
     "psd": PSD,
     "lista": LISTA,

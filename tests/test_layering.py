@@ -71,6 +71,8 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "topics",
         "perplexity",
         "kmeans",
+        "mixture_model",
+        "dec",
         "clustering",
         "maps",
     ]

@@ -44,7 +44,10 @@ KINDS = sorted(models.MODELS)
 SMALL = Effort(num_samples=3, num_chains=4, num_temperatures=20)
 
 # Parameters that no loss of their own model reaches, and why.
-WITHOUT_GRADIENT = {"classifier": "visible_bias"}  # the way back through its stack; a classifier never decodes
+WITHOUT_GRADIENT = {
+    "classifier": "visible_bias",
+    "dec": "visible_bias",
+}  # the way back through a stack; they never decode
 
 
 @pytest.fixture(autouse=True)
