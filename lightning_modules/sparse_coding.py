@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.interfaces import Batch, Layer, Losses, Measures, Model, MovingAverages, StartsFromData
+from lightning_modules.interfaces import (
+    Batch,
+    Dictionary,
+    HasDictionary,
+    Layer,
+    Losses,
+    Measures,
+    Model,
+    MovingAverages,
+    StartsFromData,
+)
 from lightning_modules.lasso import Solution, Solver, solve
 from lightning_modules.lasso_gradient import codes
 from lightning_modules.lasso_problem import Problem
@@ -30,7 +40,7 @@ DEAD = 0.02  # used so much less often than the average atom
 TWINS = 0.9  # |cosine| of two atoms that do the same
 
 
-class SparseCoding(Model, Layer, StartsFromData, Measures, MovingAverages):
+class SparseCoding(Model, Layer, HasDictionary, StartsFromData, Measures, MovingAverages):
     """encode: argmin_h of the formula above by `solver`; decode: μ + h D. Gradients pass both ways (`lasso_gradient`).
 
     Learning takes the codes of a batch under the present dictionary, then moves the dictionary by `update`:
@@ -147,6 +157,9 @@ class SparseCoding(Model, Layer, StartsFromData, Measures, MovingAverages):
     def decode(self, h: Tensor) -> Tensor:
         """μ + h D, (batch, num_hidden) → (batch, num_visible)."""
         return torch.addmm(self.mean, h, self.dictionary)
+
+    def dictionary_of_codes(self) -> Dictionary:
+        return Dictionary(self.dictionary.detach(), self.mean, float(self.threshold), self.nonnegative)
 
     def filters(self) -> Tensor:
         """The atoms, (num_hidden, num_visible)."""

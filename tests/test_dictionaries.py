@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import lightning_modules as registry
 from conf.protocol import Result
 from flows import dictionary_figures, report_dictionaries
 from flows import figures as drawing
@@ -19,7 +20,7 @@ from flows.results import Run, Stage
 from lightning_modules import dictionaries, gabor
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.boltzmann import RBM
-from lightning_modules.interfaces import Dictionary
+from lightning_modules.interfaces import Dictionary, HasDictionary, Layer
 from lightning_modules.lasso import solve
 from lightning_modules.psd import PSD
 from lightning_modules.stack import Stack
@@ -104,6 +105,17 @@ def test_along_the_path_error_falls_as_coefficients_come() -> None:
     assert float(found["own_nonzeros"]) == pytest.approx(float(found["path_nonzeros"][own]), rel=0.02)
     expected = (v - 2.0 - best @ atoms).square().sum() / (v - 2.0).square().sum()
     assert float(found["own_errors"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["psd", "lista", "sparse_coding"])
+def test_a_decoded_code_is_the_offset_and_its_atoms(kind: str) -> None:
+    """Of every kind whose codes are coefficients; example() alone."""
+    model, v = registry.MODELS[kind].example()
+    assert isinstance(model, HasDictionary) and isinstance(model, Layer) and isinstance(v, torch.Tensor)
+    dictionary, h = model.dictionary_of_codes(), model.encode(v)
+    torch.testing.assert_close(model.decode(h), dictionary.offset + h @ dictionary.atoms)
+    torch.testing.assert_close(dictionary.atoms.norm(dim=1), torch.ones(model.num_hidden))
+    assert dictionary.penalty > 0
 
 
 def test_histograms_by_hand() -> None:
