@@ -88,7 +88,7 @@ def _listed(found: Sequence[tuple[int, Item]], picture: Picture, link: Link) -> 
                ("title or words", "text")]  # fmt: skip
     rows = [
         ("", [str(rank), str(distance), _linked(item, text(item.place or item.number), link), text(item.label),
-              f"<code>{text(item.key)}</code>", text(item.title)])
+              f"<code>{text(item.key)}</code>", _linked(item, text(item.title), link)])
         for rank, (distance, item) in enumerate(found, start=1)
     ]  # fmt: skip
     return table(columns, rows)
@@ -148,7 +148,7 @@ def picks(items: Sequence[Item], picture: Picture) -> str:
                 _linked(item, text(item.place), link),
                 text(item.label),
                 f"<code>{text(item.key)}</code>",
-                text(item.title),
+                _linked(item, text(item.title), link),
             ],
         )
         for item in items

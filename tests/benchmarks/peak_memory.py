@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.peak_memory ingest ARRAYS.npy SHARDS
     python -m tests.benchmarks.peak_memory train SHARDS FOLDER
+    python -m tests.benchmarks.peak_memory encode SHARDS CODES
+    python -m tests.benchmarks.peak_memory index CODES INDEX
 
 Training is one epoch of a small RBM, batch 1,000, through everything a run trains through.
 """
@@ -27,7 +29,7 @@ def main() -> None:
             time.sleep(0.002)
 
     threading.Thread(target=watch, daemon=True).start()
-    {"ingest": ingest, "train": train}[what](first, second)
+    {"ingest": ingest, "train": train, "encode": encode, "index": index}[what](first, second)
     print(max(peak[0], anonymous()))
 
 
@@ -67,6 +69,35 @@ def train(shards: Path, folder: Path) -> None:
     )
     model = RBM(num_visible=manifest.num_values, num_hidden=16)
     fit(model, data, conf.Train(epochs=1, batch_size=1000), stage="bench", seed=0, folder=folder)
+
+
+def encode(shards: Path, codes: Path) -> None:
+    import torch
+
+    import lightning_modules as registry
+    from conf.protocol import EncodeJob
+    from data.shards import Manifest
+    from lightning_modules.autoencoders import Autoencoder
+    from lightning_modules.encoding import encode
+    from lightning_modules.stack import Stack
+
+    torch.set_num_threads(1)
+    model = codes.with_name("model")
+    layer = Autoencoder(num_visible=Manifest.load(shards).num_values, num_hidden=128)
+    registry.save(Stack(layers=[layer]), model, {"shape": []})
+    encode(EncodeJob(model=str(model), shards=str(shards), out=str(codes), bits=True), lambda line: None)
+
+
+def index(codes: Path, out: Path) -> None:
+    import numpy as np
+
+    from data.codes import Codes
+    from lightning_modules import hamming
+
+    hamming.set_threads(1)
+    hamming.build(Codes.load(codes), out, "buckets", recall=0.99)
+    found = hamming.load(out)
+    found.nearest(np.stack([found.code(number) for number in range(1000)]), 10)
 
 
 if __name__ == "__main__":

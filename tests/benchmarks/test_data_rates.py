@@ -266,14 +266,15 @@ def test_verification_is_as_fast_as_sha256(shards: Callable[[int], Path]) -> Non
 # --- growth --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["ingest", "train"])
+@pytest.mark.parametrize("what", ["ingest", "train", "encode"])
 def test_memory_does_not_grow_with_the_data(
     what: str, samples: Callable[[int], Path], shards: Callable[[int], Path], place: Path, tmp_path: Path
 ) -> None:
     """Peak anonymous memory of a fresh process at 60,000 and at 600,000 samples."""
     peaks = {}
     for number in (SMALL, LARGE):
-        arguments = [samples(number), tmp_path / str(number)] if what == "ingest" else [shards(number), tmp_path]
+        source = samples(number) if what == "ingest" else shards(number)
+        arguments = [source, tmp_path if what == "train" else tmp_path / str(number)]
         command = [sys.executable, "-m", "tests.benchmarks.peak_memory", what, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
