@@ -142,6 +142,7 @@ class TextSource(Words):
     kind: Literal["text"]
     path: Address
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    headers: Literal["keep", "drop"] = "keep"  # drop: lines `Name: …` as of an e-mail, up to the first empty one
 
 
 class CountsSource(Strict):
@@ -344,6 +345,13 @@ class Stage(Strict):
         return self
 
 
+class Retrieval(Strict):
+    """How models that give bits are measured by what they find: samples of the same class in the training set."""
+
+    num_queries: Annotated[int, Field(ge=0, strict=True)] = 1000  # labeled test samples, drawn; 0: no retrieval
+    num_items: Count = 100_000  # labeled training samples they are looked for among, drawn
+
+
 class Evaluate(Strict):
     """What is measured at the end, and how much work an estimate may cost."""
 
@@ -354,6 +362,7 @@ class Evaluate(Strict):
     gibbs_steps: Count = 500  # of the chains that draw samples
     binarize: Literal["sample", "threshold", "none"] = "sample"  # of test data for models of binary data; once, by seed
     map: Literal["pca", "umap", "none"] = "pca"  # codes as points of a plane; umap needs `pip install 'strata[map]'`
+    retrieval: Retrieval = Retrieval()
 
 
 class Recipe(Strict):

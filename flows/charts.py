@@ -18,7 +18,8 @@ _CLASSES = (  # twenty colours that stand out on white and on black (Tableau's)
     "#a0cbe8", "#ffbe7d", "#86bcb6", "#8cd17d", "#b6992d", "#f1ce63", "#499894", "#d37295", "#d4a6c8", "#d7b5a6",
 )  # fmt: skip
 _LIGHT = (
-    "svg{--first:#1f6fb2;--second:#d9730d;background:#fff;font:11px sans-serif}text{fill:#5d666f}"
+    "svg{--first:#1f6fb2;--second:#d9730d;--third:#2e8b57;--fourth:#8e5bb5;background:#fff;font:11px sans-serif}"
+    "text{fill:#5d666f}.curve{fill:none;stroke-width:1.8}"
     ".rule{stroke:#e2e4e6}.axis{stroke:#5d666f}.bar{fill:#1f6fb2}"
 )
 _MAX_POINTS = 240  # of a curve; longer ones are averaged in bins
@@ -82,14 +83,20 @@ class _Frame:
         return opening + "".join(parts) + "</svg>"
 
 
-def curves(series: Mapping[str, Points], title: str, x_label: str, y_label: str) -> str:
-    """Lines on shared axes, in the colours of their order; points that are not finite are left out. "" without any."""
+def curves(
+    series: Mapping[str, Points], title: str, x_label: str, y_label: str, x_ticks: Mapping[float, str] | None = None
+) -> str:
+    """Lines on shared axes, in the colours of their order; points that are not finite are left out. "" without any.
+
+    The horizontal axis begins at 0, or ends with the outer ones of `x_ticks`.
+    """
     finite = [thinned([(x, y) for x, y in points if math.isfinite(y)]) for points in series.values()]
     if not any(finite):
         return ""
     xs, ys = zip(*(point for points in finite for point in points), strict=True)
-    frame = _Frame(340, 220, (0.0, max(xs)), (min(ys), max(ys)))
-    parts = frame.axes(x_label, y_label, {value: label(value) for value in ticks(0.0, frame.x1)})
+    ends = (min(x_ticks), max(x_ticks)) if x_ticks else (0.0, max(xs))
+    frame = _Frame(340, 220, ends, (min(ys), max(ys)))
+    parts = frame.axes(x_label, y_label, x_ticks or {value: label(value) for value in ticks(0.0, frame.x1)})
     for points, colour in zip(finite, _PALETTE, strict=False):
         if not points:
             continue

@@ -79,6 +79,21 @@ def plane(content: Figure, classes: Sequence[str]) -> str:
     return charts.scatter(groups, "map of codes")
 
 
+SEARCHES = ("code", "raw", "lsa", "pca", "itq")
+
+
+def precision(content: Figure) -> tuple[str, list[str]]:
+    """Precision against recall as a chart, and the searches in it by colour; "" without any."""
+    drawn = {name: content[name] for name in SEARCHES if name in content}
+    if "recall" not in content or not drawn:
+        return "", []
+    across = np.log10(content["recall"])
+    series = {name: list(zip(across.tolist(), values.tolist(), strict=True)) for name, values in drawn.items()}
+    levels = {-3.0: "0.1 %", -2.0: "1 %", -1.0: "10 %", 0.0: "100 %"}
+    chart = charts.curves(series, "precision against recall", "recall", "precision", levels)
+    return chart, list(drawn)
+
+
 def _square(images: Array) -> bytes:
     return pictures.grid(images, math.ceil(math.sqrt(len(images))))
 
@@ -176,6 +191,7 @@ def write(folder: Path, into: Path) -> list[Path]:
     drawn["reconstructions.png"] = reconstructions(content.get("reconstructions", {}))
     drawn |= {f"filters_{layer}.png": picture for layer, picture in filters(content.get("filters", {})).items()}
     drawn |= {"clusters.png": rows_of_ten(content.get("clusters", {})), "map.svg": plane(content.get("map", {}), [])}
+    drawn["precision.svg"] = precision(content.get("retrieval", {}))[0]
     chains = content.get("chains", {})
     drawn |= {"chains.png": (strip(chains) or (0, None))[1], "chains_moving.png": animation(chains)}
     for layer, units in activity(content.get("activity", {})).items():

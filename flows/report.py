@@ -14,7 +14,7 @@ from typing import Any
 
 from data import durable
 from data.quarantine import Loss
-from flows import report_clusters, report_dictionaries, report_numbers, report_pictures
+from flows import report_clusters, report_dictionaries, report_numbers, report_pictures, report_retrieval
 from flows.markup import document, section, short_digest, table, text
 from flows.results import Run, Stage, load
 from flows.wording import apart, duration, errors_in_words, listed, measured, number, promise, warning
@@ -32,7 +32,7 @@ def page(run: Run) -> str:
         header, what_ran, report_pictures.curves, report_pictures.free_energy_gap, report_pictures.filters,
         report_dictionaries.dictionaries, report_dictionaries.codes,
         report_pictures.activity, report_pictures.weights, report_pictures.reconstructions, report_pictures.samples,
-        report_pictures.chains, report_clusters.maps, report_clusters.clusters,
+        report_pictures.chains, report_clusters.maps, report_clusters.clusters, report_retrieval.retrieval,
         report_numbers.likelihoods, report_numbers.few_labels, recipe, provenance,
     )  # fmt: skip
     body = "\n".join(filter(None, (part(run) for part in parts)))
@@ -82,7 +82,7 @@ def summary(run: Run) -> str:
                 values.append(f"{text(stage.name)} {sign}{number(found['nats'], 4)} ({text(kind)})")
         of = f"Log-likelihood of a {text(measured([name]))} sample in nats"
         sentences.append(f"{of}: {listed(values)}.{warning([name], 'the number')}")
-    sentences += filter(None, [report_clusters.in_words(run)])
+    sentences += filter(None, [report_clusters.in_words(run), report_retrieval.in_words(run)])
     cached = sum(bool(stage.row.get("cached")) for stage in run.stages)
     if cached:
         sentences.append(f"{cached} of {len(run.stages)} stages had been computed before and were reused.")

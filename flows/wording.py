@@ -96,8 +96,13 @@ def warning(sets: Iterable[str], what: str) -> str:
 
 
 def findings(metrics: Mapping[str, float]) -> str:
-    """Everything an evaluation measured but log-likelihoods, which need more words."""
-    found = {name.replace("/", " ").replace("_", " "): value for name, value in metrics.items()}
+    """Everything an evaluation measured but log-likelihoods and retrieval, which need more words."""
+    elsewhere = ("precision", "bits_on")
+    found = {
+        name.replace("/", " ").replace("_", " "): value
+        for name, value in metrics.items()
+        if not any(word in name for word in elsewhere)
+    }
     return " · ".join(f"{name} {number(value, 4)}" for name, value in found.items() if not name.endswith("log prob"))
 
 

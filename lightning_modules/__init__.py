@@ -37,13 +37,16 @@ from lightning_modules.convolutional import ConvAutoencoder
 from lightning_modules.dec import DEC
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
+from lightning_modules.itq import ITQ
 from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.lista import LISTA
 from lightning_modules.mixture_model import GaussianMixture
 from lightning_modules.psd import PSD
+from lightning_modules.semantic_hashing import SemanticHashing
 from lightning_modules.sparse_coding import SparseCoding
 from lightning_modules.stack import Stack
+from lightning_modules.tfidf import TfIdf
 from lightning_modules.topics import LDA
 from lightning_modules.unrolled import DeepAutoencoder
 from lightning_modules.up_down import UpDown
@@ -62,6 +65,7 @@ MODELS: dict[str, type[Fitted]] = {
     "dbm": DBM,
     "up_down": UpDown,
     "deep_autoencoder": DeepAutoencoder,
+    "semantic_hashing": SemanticHashing,
     "vae": VAE,
     "gan": GAN,
     "standardize": Standardize,
@@ -70,6 +74,8 @@ MODELS: dict[str, type[Fitted]] = {
     "kmeans": KMeans,
     "gaussian_mixture": GaussianMixture,
     "dec": DEC,
+    "itq": ITQ,
+    "tfidf": TfIdf,
     "lda": LDA,
     "psd": PSD,
     "lista": LISTA,

@@ -125,7 +125,11 @@ class Autoencoder(Model, Layer, Denoises, MovingAverages):
 
     def encode(self, v: Tensor) -> Tensor:
         """(batch, num_visible) → (batch, num_hidden): the code of clean data."""
-        return self.activate(F.linear(v, self.weights.T, self.hidden_bias))
+        return self.activate(self.hidden_field(v))
+
+    def hidden_field(self, v: Tensor) -> Tensor:
+        """v W + b, (batch, num_visible) → (batch, num_hidden)."""
+        return F.linear(v, self.weights.T, self.hidden_bias)
 
     def activate(self, field: Tensor) -> Tensor:
         """The code's nonlinearity, (batch, num_hidden) → (batch, num_hidden)."""

@@ -37,6 +37,7 @@ from lightning_modules.interfaces import (
     labeled,
 )
 from lightning_modules.perplexity import perplexity, unigram
+from lightning_modules.retrieval import retrieved
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -87,10 +88,12 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
             metrics |= {f"{held_out}/{quantity}": value for quantity, value in top.measure(inputs).items()}
     groups = clustering.groups(model, x, labels[chosen], list(reader.manifest.classes), job.evaluate.map)
     metrics |= {f"{name}/{quantity}": value for quantity, value in groups.metrics.items()}
-    details |= groups.details
     atoms = dictionaries.seen(model, x, reader.manifest.image_shape)
     metrics |= {f"{name}/{quantity}": value for quantity, value in atoms.metrics.items()}
-    _draw(model, x, job, reader.manifest.image_shape, groups, atoms)
+    alike = retrieved(model, reader, parts, name, job.evaluate.retrieval)
+    metrics |= {f"{name}/{quantity}": value for quantity, value in alike.metrics.items()}
+    details |= groups.details | alike.details
+    _draw(model, x, job, reader.manifest.image_shape, groups, atoms, alike.curves)
     return kind_of(model), metrics, details
 
 
@@ -188,6 +191,7 @@ def _draw(
     shape: tuple[int, ...] | None,
     groups: clustering.Groups,
     atoms: dictionaries.Seen,
+    curves: dict[str, Tensor],
 ) -> None:
     """Every figure this model has, into files; what is drawn at random has a seed of its own."""
     effort = Effort(num_temperatures=job.evaluate.gibbs_steps)
@@ -210,6 +214,7 @@ def _draw(
     }
     numbers = {"activity": figures.activity(model, x), "weights": figures.weights(model), "chains": sweeps}
     numbers |= {"map": groups.map, "dictionary": atoms.numbers, "codes": atoms.codes, "sparsity": atoms.sparsity}
+    numbers["retrieval"] = curves
     for name in dict.fromkeys([*data, *numbers]):
         arrays = {key: _as_pictures(values, shape) for key, values in data.get(name, {}).items()}
         arrays |= {key: values.detach().cpu().numpy() for key, values in numbers.get(name, {}).items()}

@@ -21,7 +21,6 @@ from lightning_modules.interfaces import (
     Fitted,
     HasChains,
     HasHiddenLayers,
-    HasLogProb,
     Samples,
     SamplesByClass,
 )
@@ -49,7 +48,7 @@ def able(model: Fitted, ability: type[Ability]) -> Ability | None:
 def reads_counts(model: Fitted) -> bool:
     """Whether its data are documents, which come back as shares of words: to be compared with no counts."""
     lowest = model[0] if isinstance(model, Stack) else model
-    return isinstance(lowest, HasLogProb) and lowest.reads_counts
+    return bool(getattr(lowest, "reads_counts", False))
 
 
 def spread(x: Tensor, number: int) -> Tensor:

@@ -89,8 +89,8 @@ class DeepAutoencoder(Model, Layer):
         """{"loss", "reconstruction_error": ‖v − v̂‖²}, both means per example; `loss` in nats."""
         v = batch
         assert isinstance(v, Tensor)  # (batch, num_visible)
-        field = self._output_field(self.encode(v))
-        squared_error = (v - self._output_mean(field)).square().sum(1).mean()
+        field = self.output_field(self.encode(v))
+        squared_error = (v - self.output_mean(field)).square().sum(1).mean()
         if self.loss == "squared_error":
             return {"loss": squared_error / 2, "reconstruction_error": squared_error.detach()}
         loss = F.binary_cross_entropy_with_logits(field, v, reduction="none").sum(1).mean()
@@ -102,9 +102,9 @@ class DeepAutoencoder(Model, Layer):
 
     def decode(self, h: Tensor) -> Tensor:
         """(batch, num_hidden) → (batch, num_visible)."""
-        return self._output_mean(self._output_field(h))
+        return self.output_mean(self.output_field(h))
 
-    def _output_field(self, h: Tensor) -> Tensor:
+    def output_field(self, h: Tensor) -> Tensor:
         """The field of v̂, (batch, num_hidden) → (batch, num_visible)."""
         layers = self._layers
         for height in range(len(layers) - 1, -1, -1):
@@ -114,7 +114,8 @@ class DeepAutoencoder(Model, Layer):
                 h = below.hidden_units.mean(field) if isinstance(below, RBM) else below.activate(field)
         return field
 
-    def _output_mean(self, field: Tensor) -> Tensor:
+    def output_mean(self, field: Tensor) -> Tensor:
+        """v̂ of its field."""
         lowest = self._layers[0]
         if isinstance(lowest, RBM):
             return lowest.visible_units.mean(field)

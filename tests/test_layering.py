@@ -75,6 +75,10 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "dec",
         "clustering",
         "maps",
+        "itq",
+        "tfidf",
+        "semantic_hashing",
+        "ranking",
     ]
 )
 JOBS = tuple(
@@ -86,6 +90,7 @@ JOBS = tuple(
         "rounds",
         "finetuning",
         "evaluation",
+        "retrieval",
         "sampling",
         "encoding",
         "searching",

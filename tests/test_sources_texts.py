@@ -254,6 +254,26 @@ def test_the_settings_are_part_of_the_content(tmp_path: Path) -> None:
     assert len({source.describe().content for source in sources}) == 3 == len({source.seen for source in sources})
 
 
+def test_headers_are_dropped_where_they_are_asked_to_be(tmp_path: Path) -> None:
+    """Up to the first empty line, of a text that begins with `Name:`; its words are not counted."""
+    posts = {
+        "a": b"From: x@y\nNewsgroups: rec.autos\n\nThe car.\n\nIts wheel.",
+        "b": b"Path: x\r\nNewsgroups: sci.space\r\n\t \r\nThe moon.",
+        "c": b"No header.\n\nBut two parts.",
+        "d": b"One: line",
+    }
+    source = texts(packed(tmp_path, "folder", posts), headers="drop")
+    kept = ["The car.\n\nIts wheel.", "The moon.", "No header.\n\nBut two parts.", "One: line"]
+    assert list(all_of(source).values()) == kept
+    counted = texts(packed(tmp_path, "folder", posts), headers="drop", vocabulary=50).describe()
+    assert "newsgroups" not in counted.features and "wheel" in counted.features
+    assert "newsgroups" in texts(packed(tmp_path, "folder", posts), vocabulary=50).describe().features
+    assert source.seen != texts(packed(tmp_path, "folder", posts)).seen
+    (tmp_path / "lines.txt").write_bytes(b"one\ntwo\n")
+    with pytest.raises(InputError, match="a text a line has no header"):
+        texts(tmp_path / "lines.txt", headers="drop")
+
+
 def test_real_newsgroups() -> None:
     source = texts(real("20newsgroups", "20news-bydate.tar.gz"), encoding="latin-1")
     description = source.describe()

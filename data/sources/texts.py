@@ -8,6 +8,7 @@ of the encoding are refused, never replaced. What is NOT here: trees (data/files
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -25,6 +26,7 @@ from data.sources.words import TextSamples
 
 LINE_FILES = (".txt", ".txt.gz", ".text", ".lines")  # at an address, where a folder cannot be told from a file
 MARK = b"\xef\xbb\xbf"
+HEADER, EMPTY_LINE = re.compile(rb"[!-9;-~]+:"), re.compile(rb"\r?\n[ \t]*\r?\n")
 
 
 class Collection(Protocol):
@@ -54,6 +56,8 @@ class Texts(RawSource):
     def __init__(self, source: conf.TextSource) -> None:
         super().__init__(source)
         self.collection: Collection = _Lines(source.path) if _is_file(source.path) else _Files(source.path)
+        if source.headers == "drop" and isinstance(self.collection, _Lines):
+            raise InputError(f"{show(source.path)}: a text a line has no header; leave headers: drop out")
 
     def fingerprint(self) -> str:
         return durable.digest_value([self.collection.fingerprint(), self._settings])
@@ -71,7 +75,8 @@ class Texts(RawSource):
 
     def _texts(self, set_name: str, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
         for key, where, place, content in self.collection.read(set_name, rows):
-            yield key, to_utf8(content, self.source.encoding, where, place)
+            text = to_utf8(content, self.source.encoding, where, place)
+            yield key, text if self.source.headers == "keep" else without_header(text)
 
     def _describe(self) -> Description:
         sizes, samples, content = self.collection.sizes(), TextSamples(self.source), hashlib.sha256()
@@ -93,7 +98,13 @@ class Texts(RawSource):
 
     @property
     def _settings(self) -> list[object]:
-        return [self.source.encoding, self.source.vocabulary, self.source.stop_words]
+        source = self.source
+        return [source.encoding, source.vocabulary, source.stop_words, source.headers]
+
+
+def without_header(text: bytes) -> bytes:
+    """What follows the first empty line of a text that begins like an e-mail; any other is left as it is."""
+    return EMPTY_LINE.split(text, maxsplit=1)[-1] if HEADER.match(text) and EMPTY_LINE.search(text) else text
 
 
 def to_utf8(content: bytes, encoding: str, where: str, place: int = 0) -> bytes:
