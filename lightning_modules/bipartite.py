@@ -58,16 +58,16 @@ class Bipartite:
         visible_term = self.visible_units.log_base(v) + self.visible_units.statistic(v) @ self.visible_bias
         return -visible_term - self.hidden_units.log_partition(hidden_field)
 
-    def sweeps(self, hidden_field: Tensor, number: int, replicas: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Gibbs sweeps h, v from hidden units with these fields → (a draw of v, the field of the first draw of v).
+    def sweeps(self, hidden_field: Tensor, number: int, replicas: Tensor | None = None) -> Tensor:
+        """A draw of v after Gibbs sweeps h, v from hidden units with these fields.
 
         replicas: those of every draw of v.
         """
-        field = first_field = self.visible_field(self.hidden_units.sample(hidden_field))
+        field = self.visible_field(self.hidden_units.sample(hidden_field))
         for _ in range(number - 1):
             v = self.visible_units.sample(field, replicas)
             field = self.visible_field(self.hidden_units.sample(self.hidden_field(v)))
-        return self.visible_units.sample(field, replicas), first_field
+        return self.visible_units.sample(field, replicas)
 
     def log_pseudolikelihood(self, v: Tensor, hidden_field: Tensor) -> Tensor:
         """Σ_i log p(v_i | all other visible units) of binary v, estimated from one random unit per example: (batch,).
@@ -86,17 +86,16 @@ class Bipartite:
         return num_visible * functional.logsigmoid(free_energy_rise)
 
     def free_energy_difference(
-        self, data: Tensor, model: Tensor, hidden_field: Tensor, model_weights: Tensor | None = None
+        self, v: Tensor, hidden_field: Tensor, num_data: int, model_weights: Tensor | None = None
     ) -> Tensor:
         """mean F(data) − mean F(model), a scalar in nats whose gradient reaches the parameters alone.
 
-        data, model: (batch, num_visible) and (number of states, num_visible); hidden_field: that of both, one below
-        the other. model_weights: (number of states,), take the place of the plain mean.
+        v: the data, num_data of them, and below them states of the model, (batch, num_visible); hidden_field: theirs.
+        model_weights: (number of states,), take the place of the plain mean.
         """
-        if model_weights is None:
-            model_weights = model.new_full((len(model),), 1 / len(model))
-        share = torch.cat([data.new_full((len(data),), 1 / len(data)), -model_weights])
-        return self.weighted_free_energy(torch.cat([data, model]), hidden_field, share)
+        share = v.new_full((len(v),), 1 / num_data)
+        share[num_data:] = -1 / (len(v) - num_data) if model_weights is None else -model_weights
+        return self.weighted_free_energy(v, hidden_field, share)
 
     def weighted_free_energy(self, v: Tensor, hidden_field: Tensor, share: Tensor) -> Tensor:
         """Σ_n share_n F(v_n), a scalar in nats whose gradient reaches the parameters alone.

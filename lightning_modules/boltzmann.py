@@ -34,6 +34,7 @@ from lightning_modules.interfaces import (
     HasChains,
     HasFreeEnergy,
     HasLogProb,
+    HasMonitors,
     Layer,
     LogLikelihood,
     Losses,
@@ -59,6 +60,7 @@ class RBM(
     HasFreeEnergy,
     Samples,
     HasChains,
+    HasMonitors,
     RankState,
     MovingAverages,
 ):
@@ -89,7 +91,7 @@ class RBM(
     num_states: of each group of softmax units, whose number it divides; for no others.
     """
 
-    revision: ClassVar[int] = 4
+    revision: ClassVar[int] = 5
 
     def __init__(
         self,
@@ -257,28 +259,34 @@ class RBM(
         copy_upside_down(below.machine(), self.machine())
 
     def losses(self, batch: Batch) -> Losses:
-        """{"loss": mean F(data) − mean F(model samples)} in nats, and monitors; batch: (batch, num_visible).
+        """{"loss": mean F(data) − mean F(model samples)} in nats; batch: (batch, num_visible).
 
         With chains in equilibrium the loss has the gradient of −log p(data); its value does not measure progress, but
-        for the exact algorithm, whose loss is −log p(data). Contrastive divergence adds "reconstruction_error", the
-        others of Bernoulli units "log_pseudolikelihood", nats, parallel tempering "swap_acceptance", a sparsity target
-        "hidden_activity"; means over the batch, the pseudolikelihood's over every fourth example, since it would take a
-        twelfth of a step's time. In training mode persistent chains and moving averages move on.
+        for the exact algorithm, whose loss is −log p(data): see `monitors`. Parallel tempering adds "swap_acceptance",
+        a sparsity target "hidden_activity". In training mode persistent chains and moving averages move on.
         """
         assert isinstance(batch, Tensor)
         machine = self.learned_machine()
-        with torch.no_grad():
-            field = machine.hidden_field(batch)
-        found = self.negative_phase.losses(machine, batch, field)
-        with torch.no_grad():
-            if self.algorithm != "cd" and isinstance(self.visible_units, Bernoulli):
-                found["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch[::4], field[::4]).mean()
+        found, field = self.negative_phase.losses(machine, batch)
         if self.sparsity is not None:
             mean_field = machine.hidden_field(batch.mean(0, keepdim=True))[0]
             found["loss"] = found["loss"] + self.sparsity.pull(mean_field)
             found["hidden_activity"] = self.hidden_units.mean(field).mean()
         if self.training:
             self._move_averages(batch, field)
+        return found
+
+    @torch.no_grad()
+    def monitors(self, batch: Batch) -> dict[str, Tensor]:
+        """ "reconstruction_error": ‖v − E[v | h]‖², h drawn given v; of Bernoulli v "log_pseudolikelihood", nats."""
+        assert isinstance(batch, Tensor)
+        machine = self.machine()
+        field = machine.hidden_field(batch)
+        replicas = machine.visible_units.replicas(batch)
+        reconstruction = machine.visible_units.mean(machine.visible_field(machine.hidden_units.sample(field)), replicas)
+        found = {"reconstruction_error": (batch - reconstruction).square().sum(1).mean()}
+        if self.has_log_prob and isinstance(self.visible_units, Bernoulli):
+            found["log_pseudolikelihood"] = machine.log_pseudolikelihood(batch, field).mean()
         return found
 
     @torch.no_grad()
@@ -301,10 +309,10 @@ class RBM(
         model_weights: (num_chains,), take the place of the plain mean. All states, each weighted by its probability,
         make it the exact gradient of −log p(data).
         """
-        data, model, machine = data.detach(), model.detach(), self.machine()
+        both, machine = torch.cat([data.detach(), model.detach()]), self.machine()
         with torch.no_grad():
-            both_fields = machine.hidden_field(torch.cat([data, model]))
-        return machine.free_energy_difference(data, model, both_fields, model_weights)
+            fields = machine.hidden_field(both)
+        return machine.free_energy_difference(both, fields, len(data), model_weights)
 
     def rank_state(self) -> dict[str, Tensor]:
         """{"chains": (num_chains, num_visible)} of persistent chains and, after a step, "hidden", their hidden units;

@@ -64,9 +64,12 @@ def differentiable_log_partition(machine: Bipartite) -> Tensor:
 class Enumeration(NegativePhase):
     """All states instead of a few: the loss is −log p(data), a mean over the batch."""
 
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
+        with torch.no_grad():
+            field = machine.hidden_field(data)
         share = data.new_full((len(data),), 1 / len(data))
-        return {"loss": machine.weighted_free_energy(data, data_field, share) + differentiable_log_partition(machine)}
+        loss = machine.weighted_free_energy(data, field, share) + differentiable_log_partition(machine)
+        return {"loss": loss}, field
 
     def rank_state(self) -> dict[str, Tensor]:
         return {}

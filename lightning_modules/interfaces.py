@@ -3,7 +3,7 @@
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `Clusters`, `StartsFromBelow`, `StartsFromData`, `SamplesHidden`,
 `Samples`, `Classifies`, `SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`,
-`HasDictionary`, `Measures`, `RankState`, `MovingAverages`.
+`HasDictionary`, `Measures`, `HasMonitors`, `RankState`, `MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -335,6 +335,14 @@ class Measures(ABC):
     @abstractmethod
     def measure(self, v: Tensor) -> dict[str, float]:
         """(batch, num_visible) → numbers by name."""
+
+
+class HasMonitors(ABC):
+    """Knows numbers that show how learning goes and would slow every step: training asks for them when it logs."""
+
+    @abstractmethod
+    def monitors(self, batch: Batch) -> dict[str, Tensor]:
+        """Means over a batch as `losses` takes it, by name. Nothing moves; what is drawn is forgotten."""
 
 
 class RankState(ABC):

@@ -203,6 +203,11 @@ class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogPro
             found["error"] = (self.logits(batch["x"]).argmax(1) != batch["label"]).to(batch["x"].dtype).mean()
         return found
 
+    def monitors(self, batch: Batch) -> dict[str, Tensor]:
+        """Those of `joint`, v and label together."""
+        assert not isinstance(batch, Tensor)
+        return self.joint.monitors(self.join(batch["x"], batch["label"]))
+
     def rank_state(self) -> dict[str, Tensor]:
         """Persistent chains of v and y, if there are any."""
         return self.joint.rank_state()

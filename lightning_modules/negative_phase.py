@@ -25,10 +25,10 @@ class NegativePhase(nn.Module, ABC):
     """Sets data against what stands for the model."""
 
     @abstractmethod
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
-        """{"loss": with the gradient of −log p(data), as nearly as the algorithm knows it, and monitors}.
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
+        """{"loss": with the gradient of −log p(data), as nearly as the algorithm knows it, …} and the data's field.
 
-        data: (batch, num_visible); data_field: their `hidden_field`. Chains that outlive a step move in training only.
+        data: (batch, num_visible). Chains that outlive a step move in training only.
         """
 
     def follow(self, gradients: Sequence[Tensor]) -> None:
@@ -46,8 +46,6 @@ class NegativePhase(nn.Module, ABC):
 class ContrastiveDivergence(NegativePhase):
     """Chains that start at the batch (Hinton 2002, Neural Comput. 14).
 
-    The monitor "reconstruction_error" is squared, summed over units, after the first half sweep, a mean over the batch.
-
     Every draw is binary. The often used shortcut of reconstructing with probabilities (Hinton 2010, "A practical guide
     to training RBMs", §3) ended 4 nats lower in exact log p(v): a 784-14 machine on MNIST after 6 epochs, CD-1 and
     CD-5, two seeds.
@@ -57,13 +55,11 @@ class ContrastiveDivergence(NegativePhase):
         super().__init__()
         self.gibbs_steps = gibbs_steps
 
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
         with torch.no_grad():
-            replicas = machine.visible_units.replicas(data)
-            states, field = machine.sweeps(data_field, self.gibbs_steps, replicas)
-            reconstruction = machine.visible_units.mean(field, replicas)
-            error = (data - reconstruction).square_().sum() / len(data)
-        return {"loss": against(machine, data, data_field, states), "reconstruction_error": error}
+            field = machine.hidden_field(data)
+            states = machine.sweeps(field, self.gibbs_steps, machine.visible_units.replicas(data))
+        return {"loss": against(machine, data, field, states)}, field
 
     def rank_state(self) -> dict[str, Tensor]:
         return {}
@@ -76,7 +72,8 @@ class PersistentChains(NegativePhase):
     """Chains that start where they stopped in the step before (Younes 1989; Tieleman 2008, ICML).
 
     A step ends with a draw of the hidden units, while the weights are still those of the gradient: the field of the
-    states serves both, one product of six less than a draw at the beginning of the next step.
+    states serves both, one product of six less than a draw at the beginning of the next step. And it comes from one
+    product with that of the data.
 
     chains: (num_chains, num_visible), where they start in the first.
     """
@@ -87,23 +84,27 @@ class PersistentChains(NegativePhase):
         self._chains = chains  # no buffer: DistributedDataParallel would overwrite it with rank 0's
         self._hidden: Tensor | None = None  # drawn given the chains, (num_chains, num_hidden)
 
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
-        states, field = self.draw(machine, like=data)
-        return {"loss": against(machine, data, data_field, states, field)}
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
+        both, fields = self.draw(machine, beside=data)
+        return {"loss": machine.free_energy_difference(both, fields, len(data))}, fields[: len(data)]
 
     @torch.no_grad()
-    def draw(self, machine: Bipartite, *, like: Tensor) -> tuple[Tensor, Tensor]:
-        """→ (where the chains are after the sweeps of a step, (num_chains, num_visible), their `hidden_field`)."""
+    def draw(self, machine: Bipartite, *, beside: Tensor) -> tuple[Tensor, Tensor]:
+        """→ the data, and below them where the chains are after the sweeps of a step; their `hidden_field`s.
+
+        beside: data, (any, num_visible).
+        """
         hidden = self._hidden
         if hidden is None:
-            hidden = machine.hidden_units.sample(machine.hidden_field(self._chains.to(like)))
-        for _ in range(self.gibbs_steps):
-            states = machine.visible_units.sample(machine.visible_field(hidden.to(like)))
-            field = machine.hidden_field(states)
-            hidden = machine.hidden_units.sample(field)
+            hidden = machine.hidden_units.sample(machine.hidden_field(self._chains.to(beside)))
+        for remaining in reversed(range(self.gibbs_steps)):
+            states = machine.visible_units.sample(machine.visible_field(hidden.to(beside)))
+            both = states if remaining else torch.cat([beside, states])
+            fields = machine.hidden_field(both)
+            hidden = machine.hidden_units.sample(fields[-len(states) :])
         if self.training:
             self._chains, self._hidden = states, hidden
-        return states, field
+        return both, fields
 
     def rank_state(self) -> dict[str, Tensor]:
         return {"chains": self._chains} | ({} if self._hidden is None else {"hidden": self._hidden})
@@ -138,15 +139,17 @@ class FastPersistentChains(NegativePhase):
         self.register_buffer("visible_bias", torch.zeros(num_visible))
         self.register_buffer("hidden_bias", torch.zeros(num_hidden))
 
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
         faster = replace(
             machine,
             weights=machine.weights + self.weights,
             visible_bias=machine.visible_bias + self.visible_bias,
             hidden_bias=machine.hidden_bias + self.hidden_bias,
         )
-        states, _ = self.chains.draw(faster, like=data)
-        return {"loss": against(machine, data, data_field, states)}
+        states, _ = self.chains.draw(faster, beside=data[:0])
+        with torch.no_grad():
+            field = machine.hidden_field(data)
+        return {"loss": against(machine, data, field, states)}, field
 
     def follow(self, gradients: Sequence[Tensor]) -> None:
         for fast, gradient in zip((self.weights, self.visible_bias, self.hidden_bias), gradients, strict=True):
@@ -159,13 +162,11 @@ class FastPersistentChains(NegativePhase):
         self.chains.load_rank_state(state)
 
 
-def against(
-    machine: Bipartite, data: Tensor, data_field: Tensor, states: Tensor, field: Tensor | None = None
-) -> Tensor:
-    """mean F(data) − mean F(states), nats; data_field, field: the `hidden_field` of the data and of the states."""
+def against(machine: Bipartite, data: Tensor, data_field: Tensor, states: Tensor) -> Tensor:
+    """mean F(data) − mean F(states), nats; data_field: the `hidden_field` of the data."""
     with torch.no_grad():
-        both_fields = torch.cat([data_field, machine.hidden_field(states) if field is None else field])
-    return machine.free_energy_difference(data, states, both_fields)
+        both, fields = torch.cat([data, states]), torch.cat([data_field, machine.hidden_field(states)])
+    return machine.free_energy_difference(both, fields, len(data))
 
 
 def checked_chains(state: dict[str, Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -24,7 +24,7 @@ class ParallelTempering(NegativePhase):
 
         min(1, p_β(v') p_β'(v) / (p_β(v) p_β'(v'))),            (v, β) of r, (v', β') of r+1
 
-    first the pairs (1, 2), (3, 4) …, then (2, 3), (4, 5) …; the monitor "swap_acceptance" is the share that did.
+    first the pairs (1, 2), (3, 4) …, then (2, 3), (4, 5) …; "swap_acceptance" is the share that did.
 
     chains: (num_chains, num_temperatures, num_visible), where they start, replicas of rising β.
     """
@@ -34,9 +34,11 @@ class ParallelTempering(NegativePhase):
         self.gibbs_steps = gibbs_steps
         self._chains = chains  # no buffer, see `PersistentChains`
 
-    def losses(self, machine: Bipartite, data: Tensor, data_field: Tensor) -> Losses:
+    def losses(self, machine: Bipartite, data: Tensor) -> tuple[Losses, Tensor]:
         states, acceptance = self.draw(machine, like=data)
-        return {"loss": against(machine, data, data_field, states), "swap_acceptance": acceptance}
+        with torch.no_grad():
+            field = machine.hidden_field(data)
+        return {"loss": against(machine, data, field, states), "swap_acceptance": acceptance}, field
 
     @torch.no_grad()
     def draw(self, machine: Bipartite, *, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 
 from conf import Train
 from conf.errors import Diverged, Interrupted
@@ -36,6 +36,7 @@ from lightning_modules.checkpoint import Checkpoints, Saved
 from lightning_modules.interfaces import (
     Batch,
     HasFreeEnergy,
+    HasMonitors,
     Losses,
     Model,
     MovingAverages,
@@ -44,6 +45,7 @@ from lightning_modules.interfaces import (
     RankState,
     StartsFromData,
 )
+from lightning_modules.optimizer import optimizer_for
 from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
@@ -98,7 +100,7 @@ class Training(pl.LightningModule):
     # Lightning's hooks, in the order it calls them.
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [_optimizer(phase.parameters, self.train_settings) for phase in self.phases]
+        return [optimizer_for(phase.parameters, self.train_settings) for phase in self.phases]
 
     def on_train_start(self) -> None:
         _note_signals(self)  # Lightning has just put its own SIGTERM handler in front of ours
@@ -123,7 +125,9 @@ class Training(pl.LightningModule):
         """Many steps at a time, since Lightning's own work between two calls takes as long as a small step."""
         optimizers = self._optimizers()
         for step, _, _ in islice(dataloader_iter, STEPS_AT_A_TIME):
-            self.take_step(self.trainer.strategy.batch_to_device(step), optimizers)
+            if self.device.type != "cpu":
+                step = self.trainer.strategy.batch_to_device(step)
+            self.take_step(step, optimizers)
             if self.trainer.should_stop:
                 break
 
@@ -135,14 +139,17 @@ class Training(pl.LightningModule):
             with self._own_gradients(optimizer):
                 for _ in range(phase.steps):
                     self._descend(phase, optimizer, batch, step)
-        self._after(step)
+        self._after(step, batch)
 
     def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
         optimizer.zero_grad()
         losses = phase.losses(batch) if step.share > 0 else _no_loss(phase)
         self._refuse_non_finite(losses, phase, step.number)
         loss = losses["loss"] * step.share if step.share != 1 else losses["loss"]
-        self.manual_backward(loss)
+        if self.trainer.world_size > 1:
+            self.manual_backward(loss)
+        else:  # the same without hooks
+            loss.backward()
         optimizer.step()
         self._share_averages(step)
         if isinstance(self.model, Model):
@@ -152,13 +159,13 @@ class Training(pl.LightningModule):
             name = f"{phase.name}_{name}" if phase.name and name == "loss" else name
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def _after(self, step: Step) -> None:
+    def _after(self, step: Step, batch: Batch) -> None:
         self.next_step = done = step.number + 1
         last = done == self.total_steps
         if done % self.steps_per_epoch == 0 and self.validation is not None and self.global_rank == 0:
             self._validate(done)
         if done % self.log_steps == 0 or last:
-            self._log(done)
+            self._log(done, self._monitors(step, batch))
         asked = self.signal
         if self.trainer.world_size > 1:  # all ranks stop after the same step; a signal may come while they agree
             asked = int(self.trainer.strategy.reduce(torch.tensor(asked, device=self.device), reduce_op="max"))
@@ -220,12 +227,21 @@ class Training(pl.LightningModule):
 
     # The journal, validation, checkpoints, progress.
 
-    def _log(self, done: int) -> None:
+    @torch.no_grad()
+    def _monitors(self, step: Step, batch: Batch) -> Losses:
+        """This rank's share of the numbers that are asked for only when a row is written."""
+        if not isinstance(self.model, HasMonitors) or step.share == 0:
+            return {}
+        seed_torch(self.seed, "monitors", self.global_rank, step.number)
+        return {name: value * step.share for name, value in self.model.monitors(batch).items()}
+
+    def _log(self, done: int, monitors: Losses) -> None:
         steps = (done - 1) % self.log_steps + 1
-        values = torch.stack([value.to(self.device, torch.float64) for value in self.sums.values()]).tolist()
-        shares = self._gather(dict(zip(self.sums, values, strict=True)))
+        mine = {name: value / steps for name, value in self.sums.items()} | monitors
+        values = torch.stack([value.to(self.device, torch.float64) for value in mine.values()]).tolist()
+        shares = self._gather(dict(zip(mine, values, strict=True)))
         names = dict.fromkeys(name for share in shares for name in share)  # an empty piece knows no parts of a loss
-        row = {f"train/{name}": sum(share.get(name, 0.0) for share in shares) / len(shares) / steps for name in names}
+        row = {f"train/{name}": sum(share.get(name, 0.0) for share in shares) / len(shares) for name in names}
         self.sums = {}
         if self.journal is not None:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -246,7 +262,10 @@ class Training(pl.LightningModule):
         self.model.eval()
         assert self.validation is not None
         held_out = self.transfer_batch_to_device(self.validation, self.device, 0)
-        losses = self.model.losses(self._learned_from(held_out))
+        learned_from = self._learned_from(held_out)
+        losses = self.model.losses(learned_from)
+        if isinstance(self.model, HasMonitors):
+            losses |= self.model.monitors(learned_from)
         found = {name: float(value) for name, value in losses.items()} | self._free_energy_gap(held_out)
         self.model.train()
         if isinstance(self.model, RankState):
@@ -331,19 +350,6 @@ def _phases(model: Model | PhasedModel) -> Sequence[Phase]:
 
 def _no_loss(phase: Phase) -> Losses:
     return {"loss": sum((p.sum() * 0 for p in phase.parameters), torch.zeros(()))}
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], train: Train) -> torch.optim.Optimizer:
-    """Weight decay on weights, not on biases (Hinton 2012, A Practical Guide to Training RBMs, §10)."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if train.optimizer == "adam":
-        betas = (0.9 if train.momentum is None else train.momentum, 0.999)
-        return torch.optim.Adam(groups, lr=train.learning_rate, betas=betas, fused=True)
-    return torch.optim.SGD(groups, lr=train.learning_rate, momentum=train.momentum or 0.0, fused=True)
 
 
 def fit(

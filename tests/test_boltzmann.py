@@ -247,7 +247,7 @@ def test_persistent_chains_are_no_part_of_the_weights() -> None:
 
 def test_reconstruction_error_is_the_squared_error_per_example() -> None:
     rbm = random_rbm(scale=0)  # reconstructs everything as 1/2
-    assert rbm.losses(some_data(rbm))["reconstruction_error"].item() == pytest.approx(6 / 4)
+    assert rbm.monitors(some_data(rbm))["reconstruction_error"].item() == pytest.approx(6 / 4)
 
 
 def test_log_pseudolikelihood_is_on_average_the_sum_of_log_conditionals() -> None:

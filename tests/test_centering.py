@@ -30,7 +30,7 @@ def directions(rbm: RBM, data: Tensor, model: Tensor, visible: Tensor, hidden: T
     weights, visible_bias, hidden_bias = centering(rbm.weights, rbm.visible_bias, rbm.hidden_bias)
     machine = replace(machine, weights=weights, visible_bias=visible_bias, hidden_bias=hidden_bias)
     field = rbm.hidden_field(torch.cat([data, model])).detach()
-    return gradients(rbm, machine.free_energy_difference(data, model, field))
+    return gradients(rbm, machine.free_energy_difference(torch.cat([data, model]), field, len(data)))
 
 
 def test_centered_gradient_without_offsets_is_the_plain_one() -> None:

@@ -123,7 +123,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "enumeration": (_L + "bipartite", _L + "interfaces", _L + "likelihood", _L + "negative_phase", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
     _L + "hamming": ("data",),
-    _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "seeding", "data"),
+    _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "optimizer", _L + "seeding", "data"),
 } | {job: ("lightning_modules", "data") for job in JOBS}
 ONLY_IN = {  # a library, and the only places that may import it
     "prefect": ("flows.",),

@@ -93,7 +93,7 @@ def test_two_ranks_take_the_step_of_all_data_and_all_chains(
     machine = rbm.learned_machine()
     data = torch.from_numpy(reader.values(train))
     field = rbm.hidden_field(torch.cat([data, model])).detach()
-    machine.free_energy_difference(data, model, field).backward()
+    machine.free_energy_difference(torch.cat([data, model]), field, len(data)).backward()
     if rbm.centering is not None:
         rbm.centering.move(data, rbm.encode(data).detach())
         torch.testing.assert_close(after["centering.hidden_offset"], rbm.centering.hidden_offset)
