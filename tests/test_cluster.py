@@ -79,6 +79,7 @@ def head(source: str, shard_size: int) -> str:
     )
 
 
+@pytest.mark.slow
 def test_the_same_bytes_whatever_was_killed_and_one_server(
     strata: Command, recipe: Callable[..., Path], migrated: Callable[[Path], None], tmp_path: Path,
     dask: Cluster, prefect: str,
