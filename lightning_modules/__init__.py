@@ -42,6 +42,7 @@ from lightning_modules.kmeans import KMeans
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.lista import LISTA
 from lightning_modules.mixture_model import GaussianMixture
+from lightning_modules.patch_features import PatchFeatures
 from lightning_modules.psd import PSD
 from lightning_modules.semantic_hashing import SemanticHashing
 from lightning_modules.sparse_coding import SparseCoding
@@ -72,6 +73,7 @@ MODELS: dict[str, type[Fitted]] = {
     "pca": PCA,
     "whitening": Whitening,
     "kmeans": KMeans,
+    "patch_features": PatchFeatures,
     "gaussian_mixture": GaussianMixture,
     "dec": DEC,
     "itq": ITQ,

@@ -7,6 +7,7 @@ themselves and their pretraining (`boltzmann`, `autoencoders`), rectifying or no
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import ClassVar, Literal, Self, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.boltzmann import RBM
-from lightning_modules.interfaces import Batch, Layer, Losses, Model
+from lightning_modules.interfaces import Batch, Layer, Losses, Model, StreamingModel
 from lightning_modules.stack import Stack
 from lightning_modules.units import Bernoulli
 
@@ -31,7 +32,8 @@ class DeepAutoencoder(Model, Layer):
     a sigmoid for binary data, else none. D_k starts as W_kᵀ and goes its own way afterwards.
 
     stack: RBMs and tied autoencoders, trained or not. It is kept, not copied: its weights and hidden biases become the
-    encoder's, its visible biases the decoder's.
+    encoder's, its visible biases the decoder's. Layers fitted by passes at its bottom (whitening, features) stay as
+    they are: v above are their codes, and the way back goes through them.
     start: "stack", or "random": the same net from random weights, see `randomize`, whatever the stack has learned.
     loss: cross_entropy − Σ_i v_i log v̂_i + (1 − v_i) log(1 − v̂_i), for data in [0, 1], or squared_error
         ½ Σ_i (v_i − v̂_i)², nats up to a constant.
@@ -47,13 +49,17 @@ class DeepAutoencoder(Model, Layer):
         start: Literal["stack", "random"] = "stack",
     ) -> None:
         super().__init__()
-        for number, layer in enumerate(stack, start=1):
+        below = list(takewhile(lambda layer: isinstance(layer, StreamingModel), stack))
+        if len(below) == len(stack):
+            raise ValueError("a deep autoencoder unrolls RBMs and tied autoencoders, but the stack has none")
+        for number, layer in enumerate(list(stack)[len(below) :], start=len(below) + 1):
             if not isinstance(layer, (RBM, Autoencoder)) or not getattr(layer, "tied", True):
                 found = f"untied {type(layer).__name__}" if isinstance(layer, Autoencoder) else type(layer).__name__
                 raise ValueError(
                     f"a deep autoencoder unrolls RBMs and tied autoencoders, but layer {number} is {found}"
                 )
         self.stack, self.loss, self.start = stack, loss, start
+        self._num_below = len(below)
         self.num_visible, self.num_hidden = stack.num_visible, stack.num_hidden
         if loss == "cross_entropy" and not self._binary:
             raise ValueError("cross_entropy needs a lowest layer of binary data; choose loss: squared_error")
@@ -65,7 +71,7 @@ class DeepAutoencoder(Model, Layer):
 
     @property
     def _layers(self) -> list[Unrollable]:
-        return cast(list[Unrollable], list(self.stack))
+        return cast(list[Unrollable], list(self.stack)[self._num_below :])
 
     @property
     def _binary(self) -> bool:
@@ -87,9 +93,11 @@ class DeepAutoencoder(Model, Layer):
 
     def losses(self, batch: Batch) -> Losses:
         """{"loss", "reconstruction_error": ‖v − v̂‖²}, both means per example; `loss` in nats."""
-        v = batch
-        assert isinstance(v, Tensor)  # (batch, num_visible)
-        field = self.output_field(self.encode(v))
+        assert isinstance(batch, Tensor)  # (batch, num_visible)
+        v = code = self._read(batch)
+        for layer in self._layers:
+            code = layer.encode(code)
+        field = self.output_field(code)
         squared_error = (v - self.output_mean(field)).square().sum(1).mean()
         if self.loss == "squared_error":
             return {"loss": squared_error / 2, "reconstruction_error": squared_error.detach()}
@@ -102,10 +110,20 @@ class DeepAutoencoder(Model, Layer):
 
     def decode(self, h: Tensor) -> Tensor:
         """(batch, num_hidden) → (batch, num_visible)."""
-        return self.output_mean(self.output_field(h))
+        v = self.output_mean(self.output_field(h))
+        for layer in reversed(list(self.stack)[: self._num_below]):
+            v = layer.decode(v)
+        return v
+
+    @torch.no_grad()
+    def _read(self, v: Tensor) -> Tensor:
+        """Through the layers that stay as they are."""
+        for layer in list(self.stack)[: self._num_below]:
+            v = layer.encode(v)
+        return v
 
     def output_field(self, h: Tensor) -> Tensor:
-        """The field of v̂, (batch, num_hidden) → (batch, num_visible)."""
+        """The field of v̂, (batch, num_hidden) → (batch, width of v)."""
         layers = self._layers
         for height in range(len(layers) - 1, -1, -1):
             field = torch.addmm(layers[height].visible_bias, h, self.decoder_weights[height])
@@ -124,7 +142,7 @@ class DeepAutoencoder(Model, Layer):
     @torch.no_grad()
     def randomize(self) -> None:
         """Makes the untrained twin in place, see `Stack.randomize`; the decoder starts as the encoder's transpose."""
-        self.stack.randomize()
+        Stack(layers=self._layers).randomize()
         for layer, weights in zip(self._layers, self.decoder_weights, strict=True):
             weights.copy_(layer.weights.t())
 

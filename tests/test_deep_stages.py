@@ -80,7 +80,7 @@ def test_a_plan_of_deep_nets() -> None:
         ("  up: {on: layer1, model: {kind: up_down}}", "stage up: up_down: up–down fine-tunes a stack of two layers"),
         ("  up: {model: {kind: up_down}}", "stage up: a up_down is made of a stack; say which one, `on: STAGE`"),
         ("  white: {model: {kind: whitening}}\n  up: {on: white, model: {kind: deep_autoencoder}}",
-         "unrolls RBMs and tied autoencoders, but layer 1 is Whitening"),
+         "unrolls RBMs and tied autoencoders, but the stack has none"),
         ("  up: {on: layer1, model: {kind: labeled_rbm, num_hidden: 9, num_classes: 3}}",
          "stage up: this labeled_rbm tells 3 classes, but the data have 10; leave num_classes out"),
     ],

@@ -72,6 +72,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "perplexity",
         "kmeans",
         "mixture_model",
+        "patch_features",
         "dec",
         "clustering",
         "maps",
