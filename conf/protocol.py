@@ -158,7 +158,7 @@ class IndexJob(Strict):
     do: Literal["index"] = "index"
     codes: str
     out: str
-    kind: Literal["flat", "buckets"] = "flat"
+    kind: Literal["flat", "tables", "buckets"] = "flat"
     recall: float = Field(0.99, gt=0, le=1)  # of the ten nearest, that buckets are to find
 
 

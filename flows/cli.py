@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("-k", type=int, default=None, help="how many (default: 10; of a radius at most 1,000)")
     found.add_argument("--radius", type=int, default=None, help="all at most so many bits apart")
     found.add_argument("--exact", action="store_true", help="look into every bucket of an index of buckets")
-    found.add_argument("--kind", choices=("flat", "buckets"), default="flat", help="of the index to build")
+    found.add_argument("--kind", choices=("flat", "tables", "buckets"), default="flat", help="of the index to build")
     found.add_argument("--recall", type=float, default=0.99, help="share of neighbours that buckets are to find")
     found.add_argument("--out", type=_path, default=None, help="a .png of the pictures found, or an .html page")
     found.add_argument("--crop", action="store_true", help="the picture is cropped, as ingest did by fit=crop")

@@ -43,6 +43,8 @@ def searched(about: Mapping[str, Any]) -> str:
     codes = f"{about['num_codes']:,} codes of {about['num_bits']} bits"
     if about["kind"] == "flat":
         return f"{codes}, each compared"
+    if about["kind"] == "tables":
+        return f"{codes}, looked up in {about['tables']:,} tables"
     share = f"{about['probed']:,} of {about['centers']:,} buckets"
     return f"{codes}, in buckets: {share} are looked into, which found {about['recall']:.1%} of the ten nearest"
 

@@ -17,7 +17,7 @@ from lightning_modules import hamming
 from tests.shard_folders import flip
 
 BITS, TRAIN, TEST = 19, 700, 301
-KINDS = pytest.mark.parametrize("kind", ["flat", "buckets"])
+KINDS = pytest.mark.parametrize("kind", ["flat", "tables", "buckets"])
 
 
 def clustered(number: int, seed: int) -> np.ndarray:
@@ -53,14 +53,18 @@ def queries() -> np.ndarray:
     return clustered(40, 5)
 
 
-@pytest.fixture(params=["memory", "flat", "buckets"], scope="module")
-def index(request: Any, codes: Codes, tmp_path_factory: pytest.TempPathFactory) -> hamming.Index:
-    """In memory, or saved and read again."""
+@pytest.fixture(params=["memory", "flat", "tables", "many look-ups", "buckets"], scope="module")
+def index(request: Any, codes: Codes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hamming.Index]:
+    """In memory, or saved and read again; tables as they are for so few codes, and as for many."""
     if request.param == "memory":
-        return hamming.of_codes(codes)
+        yield hamming.of_codes(codes)
+        return
     out = tmp_path_factory.mktemp("hamming") / "index"
-    hamming.build(codes, out, request.param, recall=0.9)
-    return hamming.load(out)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "many look-ups":
+            patch.setattr(hamming, "PER_LOOKUP", 1)
+        hamming.build(codes, out, "tables" if request.param == "many look-ups" else request.param, recall=0.9)
+        yield hamming.load(out)
 
 
 def brute(bits: np.ndarray, queries: np.ndarray) -> list[list[tuple[int, int]]]:
@@ -141,7 +145,9 @@ def test_damaged_and_foreign_indexes_are_refused(codes: Codes, tmp_path: Path, k
         hamming.load(out)
 
 
-@pytest.mark.parametrize("change", [{"num_codes": 5}, {"num_bits": 99}, {"kind": "buckets"}, {"kind": "trees"}])
+@pytest.mark.parametrize(
+    "change", [{"num_codes": 5}, {"num_bits": 99}, {"kind": "buckets"}, {"kind": "trees"}, {"tables": 4}]
+)
 def test_an_index_that_contradicts_its_record_is_refused(codes: Codes, tmp_path: Path, change: dict[str, Any]) -> None:
     hamming.build(codes, tmp_path / "index", "flat", recall=0.9)
     record = durable.read_json(tmp_path / "index" / "index.json") | change

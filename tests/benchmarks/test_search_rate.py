@@ -86,36 +86,43 @@ def queries(digits: Digits) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def buckets(some: Callable[[int], Codes], place: Path) -> Callable[[int], hamming.Index]:
-    def made(number: int) -> hamming.Index:
-        out = place / f"{number}-buckets"
+def index(some: Callable[[int], Codes], place: Path) -> Callable[[int, hamming.Kind], hamming.Index]:
+    """Saved once, and read again."""
+
+    def made(number: int, kind: hamming.Kind) -> hamming.Index:
+        out = place / f"{number}-{kind}"
         if not out.exists():
-            hamming.build(some(number), out, "buckets", recall=0.99)
+            hamming.build(some(number), out, kind, recall=0.99)
         return hamming.load(out)
 
     return made
 
 
-def test_a_million_codes_are_found_as_by_brute_force(some: Callable[[int], Codes], queries: np.ndarray) -> None:
-    """Numbers and distances of 100 queries, ties by number, and all within the radius of the tenth."""
-    codes = some(MILLION)
-    index, words = hamming.of_codes(codes), np.ascontiguousarray(codes.rows("train.bits.npy")).view("<u8")
-    distances, numbers = index.nearest(queries[:100], K)
+Indexes = Callable[[int, hamming.Kind], hamming.Index]
+
+
+@pytest.mark.parametrize("kind", ["flat", "tables"])
+def test_a_million_codes_are_found_as_by_brute_force(
+    kind: hamming.Kind, some: Callable[[int], Codes], index: Indexes, queries: np.ndarray
+) -> None:
+    """Numbers and distances of 100 queries, ties by number, and all within the radius of the tenth and within 3."""
+    words, found = np.ascontiguousarray(some(MILLION).rows("train.bits.npy")).view("<u8"), index(MILLION, kind)
+    distances, numbers = found.nearest(queries[:100], K)
     for query, near, who in zip(queries[:100], distances, numbers, strict=True):
         apart = np.bitwise_count(words ^ query.view("<u8")).sum(axis=1, dtype=np.int64)
         order = np.lexsort((np.arange(MILLION), apart))
         assert np.array_equal(order[:K], who) and np.array_equal(apart[order[:K]], near)
-        ((all_near, everyone),) = index.within(query[None], int(near[-1]))
-        expected = order[: int((apart <= near[-1]).sum())]
-        assert np.array_equal(everyone, expected) and np.array_equal(all_near, apart[expected])
+        for radius in (int(near[-1]), 3):
+            ((all_near, everyone),) = found.within(query[None], radius)
+            expected = order[: int((apart <= radius).sum())]
+            assert np.array_equal(everyone, expected) and np.array_equal(all_near, apart[expected])
 
 
-def test_buckets_answer_within_a_millisecond(
-    some: Callable[[int], Codes], buckets: Callable[[int], hamming.Index], queries: np.ndarray
-) -> None:
+def test_buckets_answer_within_a_millisecond(some: Callable[[int], Codes], index: Indexes, queries: np.ndarray) -> None:
     """In batch, at recall ≥ 0.95 of the ten nearest (as near as the true tenth), beside faiss's own indexes."""
-    codes, found, flat = some(MILLION), buckets(MILLION), hamming.of_codes(some(MILLION))
-    rows = np.ascontiguousarray(codes.rows("train.bits.npy"))
+    found, flat = index(MILLION, "buckets"), index(MILLION, "flat")
+    assert isinstance(found, hamming.Buckets)
+    rows = np.ascontiguousarray(some(MILLION).rows("train.bits.npy"))
     bare_flat = faiss.IndexBinaryFlat(BITS)
     bare_flat.add(rows)
     bare = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(BITS), BITS, found.about.centers)
@@ -150,27 +157,34 @@ def test_buckets_answer_within_a_millisecond(
     assert ratio(rates, "flat", "faiss's IndexBinaryFlat") > 0.7
 
 
-def test_latency_hardly_grows_with_the_number_of_codes(
-    some: Callable[[int], Codes], buckets: Callable[[int], hamming.Index], queries: np.ndarray
-) -> None:
-    """Ten times the codes take a flat index ten times as long; buckets, √N of them, less than half of that."""
+def test_latency_by_the_number_of_codes(index: Indexes, queries: np.ndarray) -> None:
+    """With ten times the codes a flat index takes ten times as long, √N buckets √10, and tables, asked for what lies
+    within 3 bits, hardly any longer."""
     rivals: dict[str, Callable[[], int]] = {}
     for number in (MILLION // 10, MILLION):
-        flat, found = hamming.of_codes(some(number)), buckets(number)
 
-        def ask(index: hamming.Index, many: int) -> Callable[[], int]:
+        def ask(kind: hamming.Kind, many: int, radius: int | None, number: int = number) -> Callable[[], int]:
+            found = index(number, kind)
+
             def work() -> int:
-                index.nearest(queries[:many], K)
+                found.nearest(queries[:many], K) if radius is None else found.within(queries[:many], radius)
                 return many
 
             return work
 
-        rivals |= {f"flat {number:,}": ask(flat, 300), f"buckets {number:,}": ask(found, 5000)}
+        rivals |= {
+            f"flat {number:,}": ask("flat", 300, None),
+            f"buckets {number:,}": ask("buckets", 5000, None),
+            f"flat within 3 {number:,}": ask("flat", 300, 3),
+            f"tables within 3 {number:,}": ask("tables", 10_000, 3),
+        }
     rates = in_turns(rivals)
-    told("the same, by number of codes", rates, "queries/s")
-    slower = {name: ratio(rates, f"{name} {MILLION // 10:,}", f"{name} {MILLION:,}") for name in ("flat", "buckets")}
-    print(f"  ten times the codes: flat {slower['flat']:.1f} times as long, buckets {slower['buckets']:.1f}")
-    assert slower["buckets"] < 5
+    told(f"the {K} nearest and all within 3, by number of codes", rates, "queries/s")
+    kinds = ("flat", "buckets", "flat within 3", "tables within 3")
+    slower = {kind: ratio(rates, f"{kind} {MILLION // 10:,}", f"{kind} {MILLION:,}") for kind in kinds}
+    print("  ten times the codes: " + ", ".join(f"{kind} {times:.1f} times as long" for kind, times in slower.items()))
+    assert slower["buckets"] < 5 and slower["tables within 3"] < 3
+    assert ratio(rates, f"tables within 3 {MILLION:,}", f"flat within 3 {MILLION:,}") > 30
 
 
 def test_memory(some: Callable[[int], Codes], place: Path) -> None:
