@@ -33,12 +33,12 @@ DESCENTS: dict[str, type[Descent]] = {
 class Solution:
     """Codes and how good they are.
 
-    gap (batch,) float64: the objective is at most so much of itself above the optimum; steps (batch,): what it took.
+    steps (batch,): what it took; gap (batch,) float64: the objective is at most so much of itself above the optimum.
     """
 
     codes: Tensor  # (batch, num_hidden)
-    gap: Tensor
     steps: Tensor
+    gap: Tensor
     tolerance: float
 
     @property
@@ -73,15 +73,14 @@ def solve(
         begin = v.new_zeros(len(v), len(dictionary)) if start is None else start
         begin = begin.to(exact.v.dtype).clamp_min(0) if nonnegative else begin.to(exact.v.dtype)
         if solver in DESCENTS:
-            codes, steps = descend(DESCENTS[solver], exact, begin, tolerance, max_steps)
-        elif solver == "lars":
+            return Solution(*descend(DESCENTS[solver], given, begin, tolerance, max_steps), tolerance)
+        if solver == "lars":
             codes, steps = lars(exact, max_steps)
         elif solver == "omp":
             codes, steps = orthogonal_matching_pursuit(exact, max_steps)
         else:
             codes, steps = feature_sign_search(exact, begin, max_steps)
-        codes = codes.to(v.dtype)
-        return Solution(codes, given.double().gap(codes.double()), steps, tolerance)
+        return Solution(codes.to(v.dtype), steps, exact.gap(codes), tolerance)
 
 
 def _refuse(

@@ -8,6 +8,7 @@ descent (Friedman et al. 2007, Ann. Appl. Stat. 1), LCA (Rozell et al. 2008, Neu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import count
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from lightning_modules.lasso_problem import Problem
 
 CHECK_STEPS = 10  # between two looks at the gap, which costs as much as a step or two
 BLOCK = 32  # coordinates that descend by themselves before all others hear of it
-ROWS = 512  # at a time on a CPU, so that a step's arrays stay in its caches
+ROWS = 256  # at a time on a CPU, so that a step's arrays stay in its caches
 
 
 class Descent(ABC):
@@ -36,6 +37,12 @@ class Descent(ABC):
         for name, value in self.by_row().items():
             setattr(self, name, value[rows])
         self.problem = self.problem.rows(rows)
+
+    def join(self, others: Descent) -> None:
+        """Takes in the rows of another."""
+        for name, value in others.by_row().items():
+            setattr(self, name, torch.cat([getattr(self, name), value]))
+        self.problem = self.problem.joined(others.problem)
 
     def by_row(self) -> dict[str, Tensor]:
         """The state, first dimension the batch."""
@@ -164,28 +171,34 @@ class LCA(Descent):
 
 def descend(
     descent: type[Descent], problem: Problem, start: Tensor, tolerance: float, max_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Until the relative duality gap of a row is at most `tolerance` → codes, steps taken (batch,)."""
-    if len(start) > ROWS and start.device.type == "cpu":
-        problem.gram, problem.curvature  # noqa: B018  computed once for all parts
-        parts = [slice(first, first + ROWS) for first in range(0, len(start), ROWS)]
-        found = [descend(descent, problem.rows(part), start[part], tolerance, max_steps) for part in parts]
-        return torch.cat([codes for codes, _ in found]), torch.cat([steps for _, steps in found])
-    codes = start.clone()
-    steps = torch.full((len(start),), max_steps, device=start.device)
-    left = torch.arange(len(start), device=start.device)
-    walk = descent(problem, start)
-    for done in range(max_steps + 1):
-        if done % descent.check_steps == 0 or done == max_steps:
-            going = walk.problem.gap(walk.codes) > tolerance
-            if done == max_steps or not going.all():
-                ended = torch.ones_like(going) if done == max_steps else ~going
-                codes[left[ended]] = walk.codes[ended]
-                steps[left[ended]] = done
-                rows = (~ended).nonzero()[:, 0]
-                left = left[rows]
-                if not len(left):
-                    break
-                walk.keep(rows)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Until the relative duality gap of a row is at most `tolerance` → codes; steps taken, gaps, (batch,).
+
+    On a CPU so many rows are on their way at a time; one that is done makes room for the next.
+    """
+    codes, gaps = start.clone(), problem.gap(start)
+    steps = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    problem.gram, problem.curvature, problem.correlation  # noqa: B018  computed once for all rows
+    waiting = (gaps > tolerance).nonzero()[:, 0]
+    going, begun = waiting[:0], waiting[:0]  # the numbers of rows on their way, and when they began
+    walk = descent(problem.rows(going), start[going])
+    places = ROWS if start.device.type == "cpu" else len(start)
+    for now in count():
+        regular = now % descent.check_steps == 0
+        if regular or now % descent.check_steps == max_steps % descent.check_steps:
+            found = walk.problem.gap(walk.codes)
+            ended = (found <= tolerance) | (now - begun >= max_steps)
+            if ended.any():
+                codes[going[ended]], gaps[going[ended]] = walk.codes[ended], found[ended]
+                steps[going[ended]] = now - begun[ended]
+                left = (~ended).nonzero()[:, 0]
+                walk.keep(left)
+                going, begun = going[left], begun[left]
+        if regular and len(waiting) and len(going) <= places - places // 8:
+            following, waiting = waiting[: places - len(going)], waiting[places - len(going) :]
+            walk.join(descent(problem.rows(following), start[following]))
+            going, begun = torch.cat([going, following]), torch.cat([begun, torch.full_like(following, now)])
+        if not len(going) and not len(waiting):
+            return codes, steps, gaps
         walk.step()
-    return codes, steps
+    raise AssertionError("unreachable")

@@ -20,6 +20,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SQUARINGS = 6  # of the matrix whose largest eigenvalue is bounded: by a factor of at most rank^(1/128)
 
@@ -52,7 +53,7 @@ class Problem:
         """argmin_h ½‖h − z‖² + threshold ‖h‖₁, (…) → (…)."""
         if self.nonnegative:
             return (z - threshold).clamp_min_(0)
-        return z - z.clamp(-threshold, threshold)
+        return F.softshrink(z, threshold)
 
     def rows(self, kept: Tensor | slice) -> Problem:
         """The problem of some rows; what does not depend on v is not computed again."""
@@ -63,6 +64,16 @@ class Problem:
         if "correlation" in self.__dict__:
             some.__dict__["correlation"] = self.correlation[kept]
         return some
+
+    def joined(self, other: Problem) -> Problem:
+        """The rows of both, which share D and λ."""
+        both = replace(self, v=torch.cat([self.v, other.v]))
+        for name in ("gram", "curvature"):
+            if name in self.__dict__:
+                both.__dict__[name] = self.__dict__[name]
+        if "correlation" in self.__dict__ and "correlation" in other.__dict__:
+            both.__dict__["correlation"] = torch.cat([self.correlation, other.correlation])
+        return both
 
     def double(self) -> Problem:
         return Problem(self.v.double(), self.dictionary.double(), self.penalty, self.nonnegative)
