@@ -100,9 +100,9 @@ class FISTA(_Proximal):
         moved = codes - self.codes
         if self.restart:
             uphill = ((self.ahead - codes) * moved).sum(1, keepdim=True) > 0
-            self.inertia = torch.where(uphill, 1.0, self.inertia)
-        inertia = (1 + (1 + 4 * self.inertia.square()).sqrt()) / 2
-        self.ahead = torch.addcmul(codes, moved, (self.inertia - 1) / inertia)
+            self.inertia.masked_fill_(uphill, 1.0)
+        inertia = self.inertia.square().mul_(4).add_(1).sqrt_().add_(1).div_(2)
+        self.ahead = torch.addcmul(codes, moved, self.inertia.sub_(1).div_(inertia))
         self.codes, self.inertia = codes, inertia
 
     def by_row(self) -> dict[str, Tensor]:

@@ -87,8 +87,8 @@ class Problem:
         residual = self.v - h @ self.dictionary
         value = self._objective(residual, h)
         limit = self.penalty / self._reach(residual @ self.dictionary.T).double().clamp_min(1e-300)
-        length = residual.double().square().sum(1)
-        along = (self.v.double() * residual.double()).sum(1)
+        length = residual.square().sum(1, dtype=torch.float64)
+        along = (self.v * residual).sum(1, dtype=torch.float64)
         scale = torch.minimum(along / length.clamp_min(1e-300), limit).clamp_min(0)
         bound = scale * along - 0.5 * scale.square() * length
         return torch.where(value > 0, ((value - bound) / value.clamp_min(1e-300)).clamp_min(0), 0.0)
@@ -101,7 +101,8 @@ class Problem:
         return missed.amax(1) / self.penalty
 
     def _objective(self, residual: Tensor, h: Tensor) -> Tensor:
-        return 0.5 * residual.double().square().sum(1) + self.penalty * h.double().abs().sum(1)
+        squares, sizes = (one.sum(1, dtype=torch.float64) for one in (residual.square(), h.abs()))
+        return 0.5 * squares + self.penalty * sizes
 
     def _reach(self, c: Tensor) -> Tensor:
         return c.amax(1) if self.nonnegative else c.abs().amax(1)

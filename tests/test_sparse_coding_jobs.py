@@ -49,8 +49,8 @@ def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_pat
 def test_killed_and_resumed_it_is_the_same_to_the_byte(
     template: Stages, read: Inputs, tmp_path: Path, update: str
 ) -> None:
-    """Also across the revival of atoms, at step 50."""
-    job = train_job(read, "sparse_coding", {"epochs": 5}, **SMALL, update=update)
+    """Also across the revival of atoms, at step 50, for which the penalty makes occasion."""
+    job = train_job(read, "sparse_coding", {"epochs": 5}, **SMALL, update=update, penalty=2.5)
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     killed = placed(job, tmp_path / "killed")
     assert template.do(killed, ("step", 46)) == -signal.SIGKILL
