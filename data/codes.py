@@ -13,11 +13,11 @@ searches them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ LOCK = ".lock"
 BIT_ORDER: Literal["little"] = "little"  # of numpy's packbits: the first bit is the least significant one
 REPAIR = "run strata encode again, or restore the folder from a copy"
 LEFTOVER = re.compile(r"\.(.+)\.\d+\.tmp")  # durable.writing's temporary files, after a kill
+Parsed = TypeVar("Parsed")
 OURS = re.compile(rf"({'|'.join(SETS)})(\.bits)?\.npy")
 
 
@@ -112,11 +113,20 @@ class Codes:
             raise ValueError("bit_order or files")
         if type(content["width"]) is not int or content["width"] < 1:
             raise ValueError("width")
+        require_names(content)
         files = {name: (int(samples), str(sha256)) for name, samples, sha256 in content["files"]}
         return content | {"files": files}
 
 
-def checked(content: Any, path: Path, number: int, repair: str, parse: Any) -> dict[str, Any]:
+def require_names(content: Mapping[str, Any]) -> None:
+    """ValueError if what names model and shards are no names."""
+    lay = content["lay"]
+    names = [content["model"], content["shards"], *(lay.values() if isinstance(lay, dict) else [lay])]
+    if not all(isinstance(name, str) for name in names) or not isinstance(lay, dict):
+        raise ValueError("model, shards or lay")
+
+
+def checked(content: Any, path: Path, number: int, repair: str, parse: Callable[[dict[str, Any]], Parsed]) -> Parsed:
     """What `parse` makes of a JSON object that bears its own checksum and a format. Errors: Damaged."""
     if not isinstance(content, dict) or content.get("format") != number:
         found = content.get("format") if isinstance(content, dict) else None
@@ -129,10 +139,9 @@ def checked(content: Any, path: Path, number: int, repair: str, parse: Any) -> d
         raise Damaged(f"{show(path)}: does not match its own digest; {repair}")
     del content["format"]
     try:
-        parsed: dict[str, Any] = parse(content)
+        return parse(content)
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"{show(path)}: right digest, but wrong fields ({show(error)}); {repair}") from None
-    return parsed
 
 
 def _stored(width: int, bits: bool) -> tuple[np.dtype, int]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from conf.errors import Damaged, InputError, show
 from data import durable
-from data.codes import Codes, checked, claimed
+from data.codes import Codes, checked, claimed, require_names
 
 Kind = Literal["flat", "tables", "buckets"]
 Near = tuple[np.ndarray, np.ndarray]  # distances, numbers
@@ -236,14 +236,20 @@ def load(folder: Path) -> Index:
         raise InputError(f"{show(folder)}: expected an index (with {NAME}), found none; --build writes one") from None
     except ValueError:
         raise Damaged(f"{show(path)}: is no JSON any more; {REPAIR}") from None
-    content = checked(content, path, FORMAT, REPAIR, dict)
-    try:
-        expected, about = content.pop("file"), About(**content)
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{show(path)}: right digest, but wrong fields ({show(error)}); {REPAIR}") from None
-    if about.kind not in KINDS:
-        raise Damaged(f"{show(path)}: right digest, but an unknown kind {show(about.kind)}; {REPAIR}")
+    expected, about = checked(content, path, FORMAT, REPAIR, _parsed)
     return KINDS[about.kind][0](about, _read(folder / FILE, expected, about))
+
+
+def _parsed(content: dict[str, Any]) -> tuple[str, About]:
+    """The digest of the file and what else index.json says. ValueError, KeyError, TypeError for what we never write."""
+    file, about = str(content.pop("file")), About(**content)
+    counts = about.num_bits, about.num_codes, about.tables, about.centers, about.probed
+    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(about.recall, (int, float)):
+        raise ValueError("numbers")
+    if about.kind not in list(KINDS) or about.probed > about.centers:
+        raise ValueError("kind or probed")
+    require_names(content)
+    return file, about
 
 
 def _read(path: Path, expected: str, about: About) -> Any:

@@ -146,7 +146,19 @@ def test_damaged_and_foreign_indexes_are_refused(codes: Codes, tmp_path: Path, k
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_codes": 5}, {"num_bits": 99}, {"kind": "buckets"}, {"kind": "trees"}, {"tables": 4}]
+    "change",
+    [
+        {"num_codes": 5},
+        {"num_bits": 99},
+        {"kind": "buckets"},
+        {"kind": "trees"},
+        {"kind": ["flat"]},
+        {"tables": 4},
+        {"num_codes": "5"},
+        {"lay": "/"},
+        {"model": None},
+        {"more": 1},
+    ],
 )
 def test_an_index_that_contradicts_its_record_is_refused(codes: Codes, tmp_path: Path, change: dict[str, Any]) -> None:
     hamming.build(codes, tmp_path / "index", "flat", recall=0.9)
