@@ -313,17 +313,17 @@ def test_a_page_is_served_until_ctrl_c(documents: World, strata: Command) -> Non
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))  # type: ignore[union-attr]
     reader.start()
     try:
-        until(lambda: len(lines) == 2, 60, lambda: str((process.poll(), lines)))
+        until(lambda: len(lines) == 2, 120, lambda: str((process.poll(), lines)))
         address = lines[1].split()[0].removeprefix("http://")
-        connection = http.client.HTTPConnection(address, timeout=20)
+        connection = http.client.HTTPConnection(address, timeout=60)
         connection.request("GET", "/?text=moon+orbit")
         assert b"space/" in connection.getresponse().read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(40) == 130
     finally:
         process.kill()
         reader.join()
     assert process.stderr is not None and process.stderr.read().count("\n") == 1
     process.stderr.close()
     process.stdout.close()
-    strata.await_quiet(5)
+    strata.await_quiet(20)
