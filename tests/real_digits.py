@@ -23,9 +23,14 @@ def mnist_intensities() -> tuple[Tensor, Tensor]:
     return train, test
 
 
-def _pixels(part: str, number: int) -> np.ndarray:
+def mnist_folder() -> Path:
+    """Where its four IDX files lie."""
     if "STRATA_DATA" not in os.environ:
-        pytest.skip(f"STRATA_DATA does not name a folder with mnist/{part}-images-idx3-ubyte.gz")
-    with gzip.open(Path(os.environ["STRATA_DATA"]) / "mnist" / f"{part}-images-idx3-ubyte.gz") as file:
+        pytest.skip("STRATA_DATA does not name a folder with mnist/train-images-idx3-ubyte.gz")
+    return Path(os.environ["STRATA_DATA"]) / "mnist"
+
+
+def _pixels(part: str, number: int) -> np.ndarray:
+    with gzip.open(mnist_folder() / f"{part}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(16 + number * 784), dtype=np.uint8, offset=16)
     return pixels.reshape(-1, 784).copy()

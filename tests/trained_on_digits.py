@@ -43,7 +43,8 @@ def error(model: Layer, x: Tensor, seen: Tensor | None = None) -> float:
 def principal(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """The mean, and the axes (number, num_visible)."""
     mean = x.double().mean(0)
-    return mean, torch.linalg.svd(x.double() - mean, full_matrices=False).Vh[:number]
+    around = x.double() - mean
+    return mean, torch.linalg.eigh(around.T @ around).eigenvectors.flip(1)[:, :number].T
 
 
 def pca_error(train: Tensor, held_out: Tensor, number: int) -> float:
