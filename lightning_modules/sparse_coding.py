@@ -114,16 +114,17 @@ class SparseCoding(Model, Layer, HasDictionary, StartsFromData, Measures, Moving
     def losses(self, batch: Batch) -> Losses:
         """{"loss": F, "reconstruction_error": ‖v − v̂‖², "nonzeros": of a code}, means per example."""
         assert isinstance(batch, Tensor)
-        v = batch - self.mean  # (batch, num_visible)
-        h = self._solve(v).codes
-        residual = v - h @ self.dictionary
-        squares = residual.square().sum(1).mean()
-        used = (h != 0).to(v.dtype)
-        loss = 0.5 * squares + self.threshold * h.abs().sum(1).mean()
-        if self.training:
-            self._take_in(v, h, residual.detach(), used)
-        if self.update == "online":
-            loss = loss.detach() + 0 * self.dictionary.sum()
+        with torch.autocast(batch.device.type, enabled=False):  # sums over many batches are kept
+            v = batch.to(self.mean.dtype) - self.mean  # (batch, num_visible)
+            h = self._solve(v).codes
+            residual = v - h @ self.dictionary
+            squares = residual.square().sum(1).mean()
+            used = (h != 0).to(v.dtype)
+            loss = 0.5 * squares + self.threshold * h.abs().sum(1).mean()
+            if self.training:
+                self._take_in(v, h, residual.detach(), used)
+            if self.update == "online":
+                loss = loss.detach() + 0 * self.dictionary.sum()
         return {"loss": loss, "reconstruction_error": squares.detach(), "nonzeros": used.sum(1).mean()}
 
     def moving_averages(self) -> Sequence[Tensor]:
@@ -134,18 +135,19 @@ class SparseCoding(Model, Layer, HasDictionary, StartsFromData, Measures, Moving
     def after_step(self) -> None:
         """Moves the dictionary, if online; back to the sphere; revives atoms."""
         self.num_steps += 1
-        if self.update == "online":
-            self._descend_by_atoms()
-        self.dictionary.copy_(F.normalize(self.dictionary, dim=1))
-        if int(self.num_steps) % REVIVAL_STEPS == 0:
-            self._revive()
-            self.usage.zero_()
-            self.unexplained.zero_()
+        with torch.autocast(self.dictionary.device.type, enabled=False):
+            if self.update == "online":
+                self._descend_by_atoms()
+            self.dictionary.copy_(F.normalize(self.dictionary, dim=1))
+            if int(self.num_steps) % REVIVAL_STEPS == 0:
+                self._revive()
+                self.usage.zero_()
+                self.unexplained.zero_()
 
     def encode(self, v: Tensor) -> Tensor:
         """(batch, num_visible) → (batch, num_hidden): the optimal code, to the tolerance or max_steps."""
         return codes(
-            v - self.mean,
+            v.to(self.mean.dtype) - self.mean,
             self.dictionary,
             float(self.threshold),
             solver=self.solver,

@@ -140,6 +140,23 @@ def test_the_online_update_is_mairals() -> None:
         torch.testing.assert_close(model.dictionary.detach(), dictionary, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("update", ["online", "gradient"])
+def test_mixed_precision_changes_nothing_but_what_comes_in(update: Any) -> None:
+    """Statistics of many batches and codes to a tolerance would be worthless in bfloat16."""
+    x = planted(0)[1][:100].bfloat16()
+    found = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        model = SparseCoding(num_visible=20, num_hidden=50, update=update)
+        for _ in range(REVIVAL_STEPS if update == "gradient" else 3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                model.losses(x if mixed else x.float())["loss"].backward()
+                model.after_step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found.append([*model.state_dict().values(), model.encode(x if mixed else x.float()).detach()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_evaluation_moves_nothing() -> None:
     model, v = SparseCoding(num_visible=20, num_hidden=50).eval(), planted(0)[1][:50]
     before = {name: value.clone() for name, value in model.state_dict().items()}
