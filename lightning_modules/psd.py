@@ -117,7 +117,8 @@ class PSD(Model, Layer, HasDictionary, Measures):
 
 def shrink(field: Tensor, thresholds: Tensor) -> Tensor:
     """sign(field) max(|field| − |θ|, 0), with slopes in both."""
-    return field.sign() * F.relu(field.abs() - thresholds.abs())
+    thresholds = thresholds.abs()
+    return field - field.clamp(-thresholds, thresholds)
 
 
 def random_atoms(num_hidden: int, num_visible: int) -> Tensor:
