@@ -88,14 +88,14 @@ def curves(
 ) -> str:
     """Lines on shared axes, in the colours of their order; points that are not finite are left out. "" without any.
 
-    The horizontal axis begins at 0, or ends with the outer ones of `x_ticks`.
+    The horizontal axis begins at 0 or, in a wide chart of its own, ends with the outer ones of `x_ticks`.
     """
     finite = [thinned([(x, y) for x, y in points if math.isfinite(y)]) for points in series.values()]
     if not any(finite):
         return ""
     xs, ys = zip(*(point for points in finite for point in points), strict=True)
     ends = (min(x_ticks), max(x_ticks)) if x_ticks else (0.0, max(xs))
-    frame = _Frame(340, 220, ends, (min(ys), max(ys)))
+    frame = _Frame(*((640, 300) if x_ticks else (340, 220)), ends, (min(ys), max(ys)))
     parts = frame.axes(x_label, y_label, x_ticks or {value: label(value) for value in ticks(0.0, frame.x1)})
     for points, colour in zip(finite, _PALETTE, strict=False):
         if not points:

@@ -89,7 +89,7 @@ def precision(content: Figure) -> tuple[str, list[str]]:
         return "", []
     across = np.log10(content["recall"])
     series = {name: list(zip(across.tolist(), values.tolist(), strict=True)) for name, values in drawn.items()}
-    levels = {-3.0: "0.1 %", -2.0: "1 %", -1.0: "10 %", 0.0: "100 %"}
+    levels = {-3.0: "0.1 %", -2.0: "1 %", -1.0: "10 %", 0.0: "all"}
     chart = charts.curves(series, "precision against recall", "recall", "precision", levels)
     return chart, list(drawn)
 

@@ -7,7 +7,7 @@ from typing import Any
 from flows import charts, figures
 from flows.markup import section, table, text
 from flows.results import Run, Stage
-from flows.wording import measured, number, warning
+from flows.wording import listed, measured, number, warning
 
 
 def retrieval(run: Run) -> str:
@@ -25,7 +25,7 @@ def retrieval(run: Run) -> str:
         for search, said in searches.items():
             end = "" if search == "code" else f"/{search}"
             found = [metrics.get(f"{name}{end}") for name in ("precision@10", "mean_average_precision")]
-            cells = [number(said["bytes"], 3), *("–" if value is None else number(value, 3) for value in found)]
+            cells = [f"{said['bytes']:,.0f}", *("–" if value is None else number(value, 3) for value in found)]
             rows.append(("" if search == "code" else "side", [f"<b>{text(said['what'])}</b>", *cells]))
         ends = [number(metrics[f"bits_on_{end}"], 2) for end in ("lowest", "highest")]
         small = (
@@ -51,13 +51,17 @@ def retrieval(run: Run) -> str:
 
 def in_words(run: Run) -> str:
     """One sentence for the head of the page, "" where nothing was searched by bits."""
-    said = []
+    said, sets = [], []
     for stage in run.evaluations:
         if (about := _about(stage)) and "precision@10" in (metrics := _metrics(stage)):
             raw = metrics.get("precision@10/raw")
             beside = f" ({raw:.0%} by raw search)" if raw is not None else ""
-            said.append(f"{text(stage.name)}'s {about['num_bits']} bits {metrics['precision@10']:.0%}{beside}")
-    return f"Of the ten nearest training samples the query's class have by {'; by '.join(said)}." if said else ""
+            sets.append(stage.set)
+            share = f"{metrics['precision@10']:.0%}"
+            said.append(f"{share} have its class by the {about['num_bits']} bits of {text(stage.name)}{beside}")
+    if not said:
+        return ""
+    return f"Of the ten training samples nearest to a {text(measured(sets))} sample, {listed(said)}."
 
 
 def _about(stage: Stage) -> dict[str, Any]:

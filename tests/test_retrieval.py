@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfTransformer
 
 import lightning_modules as registry
 from conf import Evaluate, Retrieval, Split, TextSource, Train
@@ -19,6 +20,7 @@ from flows import figures, report_retrieval
 from flows.results import Run, Stage
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.evaluation import evaluate
+from lightning_modules.finetuning import finetune
 from lightning_modules.interfaces import Fitted, StreamingModel
 from lightning_modules.itq import ITQ
 from lightning_modules.ranking import Ranking
@@ -27,8 +29,8 @@ from lightning_modules.semantic_hashing import SemanticHashing
 from lightning_modules.stack import Stack
 from lightning_modules.tfidf import TfIdf
 from lightning_modules.whitening import PCA, Standardize
-from tests.pass_jobs import read
-from tests.stage_kills import inputs, standing_on
+from tests.pass_jobs import learned, measured, read
+from tests.stage_kills import finetune_job, inputs, standing_on, train_job
 
 KINDS = {"cars": "engine wheel road driver brakes", "space": "orbit moon rocket launch planet"}
 
@@ -42,7 +44,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Posts of two groups, five words of their own and some of both; three without any words of the vocabulary."""
+    """Posts of two groups, five words of their own and some of both; one test post has no words."""
     folder, random = tmp_path_factory.mktemp("posts"), np.random.default_rng(0)
     for number in range(90):
         group = ("cars", "space")[number % 2]
@@ -52,7 +54,7 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
             *random.choice(KINDS[group].split(), 6),
             *random.choice(["the", "of", "and", "people", "time", "think"], 4),
         ]
-        (place / str(number)).write_text("? !" if number in (1, 2, 3) else " ".join(words))
+        (place / str(number)).write_text("? !" if number == 3 else " ".join(words))
     source = open_source(TextSource(kind="text", path=str(folder / "raw"), vocabulary=14))
     return read(folder / "shards", source, Split(validation=0))
 
@@ -134,11 +136,31 @@ def test_what_is_found_is_what_brute_force_finds(digits: Inputs, tmp_path: Path)
     assert not evaluated(model, tmp_path / "off", digits, num_queries=0)[1].get("retrieval")
 
 
+def test_stages_of_documents_end_in_bits(posts: Inputs, tmp_path: Path) -> None:
+    """Weights by a pass, layers of no epochs, semantic hashing made of both: trained, saved, measured by its bits."""
+    below = None
+    for kind, epochs, arguments in (
+        ("tfidf", 1, {"num_visible": 14}),
+        ("autoencoder", 0, {"num_visible": 14, "num_hidden": 12, "activation": "relu", "loss": "squared_error"}),
+        ("autoencoder", 0, {"num_visible": 12, "num_hidden": 8}),
+        ("semantic_hashing", 40, {"loss": "softmax", "start": "random", "noise": "masking", "noise_level": 0.3}),
+    ):
+        settings = {"epochs": epochs, "batch_size": 20, "optimizer": "adam", "learning_rate": 0.01}
+        job = train_job(posts, kind, settings, below=below, **arguments)
+        model, answer = learned(job.model_copy(update={"hand_up": "mean"}), below := tmp_path / f"{kind}{epochs}")
+    assert len(model) == 1 and [type(layer) for layer in model[0].stack] == [TfIdf, Autoencoder, Autoencoder]
+    assert answer["metrics"]["train/loss"] > 0 and model[0].middle.abs().max() > 0
+    metrics = measured(below, posts)
+    assert metrics["test/precision@10"] > 0.7
+    few = finetune_job(posts, below)
+    assert finetune(few.model_copy(update={"folder": str(tmp_path / "few")}), lambda said: None)
+
+
 def test_documents_are_compared_by_their_words(posts: Inputs, tmp_path: Path) -> None:
     """Groups that share few words: the cosine and LSA find nearly only the group, chance would find half."""
     x = training_digits(posts)
     torch.manual_seed(0)
-    layers = [fitted(TfIdf(num_visible=14), x), Autoencoder(num_visible=14, num_hidden=4, loss="squared_error")]
+    layers = [fitted(TfIdf(num_visible=14), x), Autoencoder(num_visible=14, num_hidden=2, loss="squared_error")]
     model = Stack(layers=[SemanticHashing(stack=Stack(layers=layers), loss="softmax")])
     metrics, details = evaluated(model, tmp_path, posts)
     searches = details["retrieval"]["searches"]
@@ -146,3 +168,15 @@ def test_documents_are_compared_by_their_words(posts: Inputs, tmp_path: Path) ->
     assert 8 < searches["raw"]["bytes"] < 8 * 10
     assert metrics["test/precision@10/raw"] > 0.9 and metrics["test/precision@10/lsa"] > 0.7
     assert "test/squared_error" not in metrics  # shares of words are no counts
+
+    reader = Reader(Path(posts.shards))
+    samples = {name: np.array(reader.manifest.numbers(name)) for name in ("train", "test")}
+    transform = TfidfTransformer().fit(reader.values(samples["train"]))
+    weights = {name: transform.transform(reader.values(rows)).toarray() for name, rows in samples.items()}
+    axes = np.linalg.svd(weights["train"], full_matrices=False)[2][:2].T
+    middle = np.median(weights["train"] @ axes, axis=0)
+    bits = {name: torch.from_numpy(values @ axes > middle) for name, values in weights.items()}
+    labels = {name: torch.from_numpy(reader.labels()[rows]) for name, rows in samples.items()}
+    distances = (bits["test"][:, None] != bits["train"]).sum(2)
+    lsa = Ranking.by_bits(distances, labels["test"][:, None] == labels["train"], 2)
+    assert metrics["test/precision@10/lsa"] == pytest.approx(lsa.precision_at(10).mean().item(), rel=1e-6)
