@@ -43,13 +43,13 @@ class Ranking:
         return self._hits(torch.full_like(self.items[:, :1], rank))[:, 0] / rank
 
     def precision_at_recall(self, recalls: Tensor) -> Tensor:
-        """Precision where the expected recall reaches each of these levels in (0, 1], (queries, levels).
+        """Precision where the recall reaches each of these levels in (0, 1], (queries, levels).
 
-        Of m items, m not necessarily whole, the expected hits are K + k (m − N) / n; m is solved for hits = recall · T.
+        That takes ⌈recall · T⌉ hits. K + k (m − N) / n are expected of the first m items; m is solved for them.
         """
-        hits = recalls.to(self.items) * self.relevant.sum(1, keepdim=True)
+        hits = (recalls.to(self.items) * self.relevant.sum(1, keepdim=True) - 1e-9).ceil().clamp(min=1)
         found = self.relevant.cumsum(1)
-        group = torch.searchsorted(found, hits * (1 - 1e-12)).clamp(max=found.shape[1] - 1)  # the first with enough
+        group = torch.searchsorted(found, hits).clamp(max=found.shape[1] - 1)  # the first with enough
         n, k = self.items.gather(1, group), self.relevant.gather(1, group)
         before = self.items.cumsum(1).gather(1, group) - n
         m = before + n * (hits - (found.gather(1, group) - k)) / k

@@ -51,10 +51,10 @@ def test_measures_are_means_over_all_orders_of_ties(distances: list[int], releva
 def test_precision_at_recall_by_hand() -> None:
     """Two at distance 0, one of them right; three at 1, two right; one at 2, right. Four right ones in all.
 
-    One hit, a quarter, is expected of 2 items; 1½ of the first 2¾, for two of three are right there.
+    One hit, a quarter, is expected of 2 items; two of the first 3½, for two of three are right at distance 1.
     """
     found = ranking(*CASES[0]).precision_at_recall(torch.tensor([0.25, 0.375, 0.75, 1.0, 0.001]))
-    torch.testing.assert_close(found, torch.tensor([[1 / 2, 1.5 / 2.75, 3 / 5, 4 / 6, 1 / 2]], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([[1 / 2, 2 / 3.5, 3 / 5, 4 / 6, 1 / 2]], dtype=torch.float64))
 
 
 def test_bits_and_distances_rank_alike() -> None:
