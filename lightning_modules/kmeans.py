@@ -7,7 +7,7 @@ What is NOT here: the rounds over the data (`rounds.py`), mixtures of Gaussians 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lightning_modules.interfaces import Batch, Clusters, IteratedModel, Layer, Measures
 
-AT_A_TIME = 2048  # samples: their distances and their sums stay in the processor's cache
+VALUES_AT_A_TIME = 2**19  # of samples: in float64 they stay in the processor's cache
 FAR = 32  # of the samples farthest from their centres, kept for centres that have none
 FEW = 100  # centres up to which k-means++ tries several samples a centre
 REFINING_ROUNDS = 20  # on the sample that a start is chosen from
@@ -106,11 +106,20 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
     def update(self, batch: Batch) -> None:
         """Adds each sample to its nearest centre's sum."""
         assert isinstance(batch, Tensor)
-        for v in self._measured(batch).split(AT_A_TIME):
-            squared, cluster = nearest(v, self.centres)
-            self._sums = self._sums.to(v.device).index_add_(0, cluster, v.double())
-            self._add_counts(torch.bincount(cluster, minlength=self.num_hidden), squared.double().sum())
-            self._keep_farthest(squared, cluster, v)
+        distances, parts = Distances(self.centres), self._parts(batch)
+        exact = parts[0].new_empty(parts[0].shape, dtype=torch.float64)  # written again and again
+        sums = self._sums.to(batch.device)
+        counts, squares, far = torch.zeros_like(self.idle), torch.zeros_like(self.inertia), []
+        for v in parts:
+            squared, cluster = distances.nearest(v)
+            sums.index_add_(0, cluster, exact[: len(v)].copy_(v))
+            counts += torch.bincount(cluster, minlength=self.num_hidden)
+            squares += squared.sum(dtype=torch.float64)
+            farthest, place = squared.topk(min(FAR, self.num_hidden, len(v)))
+            far.append((farthest, cluster[place], v[place]))
+        self._sums = sums
+        self._add_counts(counts, squares)
+        self._keep_farthest(*map(torch.cat, zip(*far, strict=True)))
 
     def partial(self) -> dict[str, Tensor]:
         """Sums, numbers and squared distances of the samples so far, and those farthest from their centres."""
@@ -168,11 +177,9 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
         self._squares = self._squares + squares.cpu()
 
     def _keep_farthest(self, squared: Tensor, cluster: Tensor, v: Tensor) -> None:
-        number = min(FAR, self.num_hidden)
-        far, place = squared.topk(min(number, len(squared)))
-        new = {"distances": far, "clusters": cluster[place], "samples": v[place]}
+        new = {"distances": squared, "clusters": cluster, "samples": v}
         joined = {name: torch.cat([kept, new[name].to(kept)]) for name, kept in self._far.items()}
-        order = joined["distances"].argsort(descending=True, stable=True)[:number]
+        order = joined["distances"].argsort(descending=True, stable=True)[: min(FAR, self.num_hidden)]
         self._far = {name: tensor[order] for name, tensor in joined.items()}
 
     def forget(self) -> None:
@@ -207,7 +214,8 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
 
     def measure(self, v: Tensor) -> dict[str, float]:
         """{"inertia": mean squared distance from the nearest centre}."""
-        parts = [nearest(part, self.centres)[0].double().sum() for part in self._measured(v).split(AT_A_TIME)]
+        distances = Distances(self.centres)
+        parts = [distances.nearest(part)[0].double().sum() for part in self._parts(v)]
         return {"inertia": float(sum(parts)) / len(v)}
 
     @torch.no_grad()
@@ -215,6 +223,9 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
         """The untrained twin: each value of a centre is Gaussian, with its mean and variance over learned centres."""
         mean, std = self.centres.mean(0), self.centres.std(0, correction=0)
         self.centres.copy_(self._measured(mean + std * torch.randn_like(self.centres)))
+
+    def _parts(self, v: Tensor) -> Sequence[Tensor]:
+        return self._measured(v).split(max(1, VALUES_AT_A_TIME // self.num_visible))
 
     def _measured(self, v: Tensor) -> Tensor:
         """What distances are taken of: v itself, or its direction."""
@@ -232,28 +243,42 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
 # ---- distances and starts, of any points
 
 
-def squared_distances(v: Tensor, centres: Tensor) -> Tensor:
-    """‖v − μ_k‖², (batch, num_visible) and (K, num_visible) → (batch, K); may be −ε.
+class Distances:
+    """From some centres, (K, num_visible): ‖v − μ_k‖² = ‖v‖² − 2 v·μ_k + ‖μ_k‖².
 
-    From ‖v‖² − 2 v·μ + ‖μ‖² around the centres' mean where that is far from the origin: else digits cancel.
+    Around the centres' mean where that is far from the origin: else digits cancel.
     """
-    v, centres = _around(v, centres.to(v.dtype))
-    squares = torch.addmm(centres.square().sum(1), v, centres.T, alpha=-2)
-    return squares + v.square().sum(1, keepdim=True)
+
+    def __init__(self, centres: Tensor) -> None:
+        middle = centres.mean(0)
+        far = middle.square().sum() > 100 * (centres - middle).square().sum(1).mean()
+        self._middle = middle.double() if far else None
+        self._centres = self._around(centres)
+        self._squares = self._centres.square().sum(1)
+
+    def _around(self, v: Tensor) -> Tensor:
+        return v if self._middle is None else (v.double() - self._middle).to(v.dtype)
+
+    def squared(self, v: Tensor) -> Tensor:
+        """(batch, num_visible) → (batch, K); may be −ε."""
+        v = self._around(v)
+        return torch.addmm(self._squares, v, self._centres.T, alpha=-2) + v.square().sum(1, keepdim=True)
+
+    def nearest(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances from the nearest centres and which they are, (batch,) each; the first one of equals."""
+        v = self._around(v)
+        least, cluster = torch.addmm(self._squares, v, self._centres.T, alpha=-2).min(1)
+        return (least + torch.linalg.vector_norm(v, dim=1).square()).clamp(min=0), cluster
+
+
+def squared_distances(v: Tensor, centres: Tensor) -> Tensor:
+    """See `Distances`."""
+    return Distances(centres.to(v.dtype)).squared(v)
 
 
 def nearest(v: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances from the nearest centres and which they are, (batch,) each; the first one of equals."""
-    v, centres = _around(v, centres.to(v.dtype))
-    least, cluster = torch.addmm(centres.square().sum(1), v, centres.T, alpha=-2).min(1)
-    return (least + torch.linalg.vector_norm(v, dim=1).square()).clamp(min=0), cluster
-
-
-def _around(v: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    middle = centres.mean(0)
-    if middle.square().sum() <= 100 * (centres - middle).square().sum(1).mean():
-        return v, centres
-    return (v.double() - middle.double()).to(v.dtype), (centres.double() - middle.double()).to(v.dtype)
+    """See `Distances`."""
+    return Distances(centres.to(v.dtype)).nearest(v)
 
 
 @torch.no_grad()
