@@ -34,7 +34,7 @@ from lightning_modules.lasso_gradient import codes
 from lightning_modules.lasso_problem import Problem
 
 BLOCK = 32  # atoms that move by themselves before all others hear of it
-FORGETTING = 5  # statistics of step t weigh as t⁵, against codes of early dictionaries (Mairal et al. 2010, §3.4.1)
+FORGETTING = 2  # statistics of step t weigh as t², against codes of early dictionaries (Mairal et al. 2010, §3.4.1)
 REVIVAL_STEPS = 50  # between two looks for atoms that do nothing
 DEAD = 0.02  # used so much less often than the average atom
 TWINS = 0.9  # |cosine| of two atoms that do the same

@@ -36,7 +36,7 @@ def test_a_planted_dictionary_is_recovered() -> None:
         atoms, x = planted(seed)
         torch.manual_seed(seed)
         model = SparseCoding(num_visible=20, num_hidden=50)
-        learn(model, x, epochs=30, batch_size=250)
+        learn(model, x, epochs=20, batch_size=250)
         shares.append(recovered(atoms, model.dictionary))
     assert sum(shares) / 5 >= 0.85
 
