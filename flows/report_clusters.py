@@ -44,7 +44,7 @@ def clusters(run: Run) -> str:
     columns = [("stage", "tight"), ("kind", "tight"), ("clusters", "number"), ("accuracy, %", "number"),
                ("NMI", "number"), ("ARI", "number"), ("smallest", "number"), ("largest", "number"),
                ("empty", "number"), ("samples", "")]  # fmt: skip
-    rows, parts = [], []
+    rows, drawn, parts = [], [], []
     for stage in shown:
         about, metrics = _details(stage, "clusters"), _metrics(stage)
         sizes = about.get("sizes") or []
@@ -54,13 +54,13 @@ def clusters(run: Run) -> str:
         ends = [f"{size:,}" for size in (min(sizes), max(sizes))] if sizes else ["–", "–"]
         rows.append(("", [
             f"<b>{text(stage.name)}</b>", text(stage.row["kind"]), f"{about['num_clusters']:,}", *agreement, *ends,
-            number(metrics.get("empty_clusters", 0.0)), text(measured([stage.set])),
+            f"{metrics.get('empty_clusters', 0):.0f}", text(measured([stage.set])),
         ]))  # fmt: skip
         pictures = figures.rows_of_ten(stage.figure("clusters"))
         if pictures:
             small = "a row a cluster: the mean of its members, then the nine nearest to it"
             alt = f"clusters of {stage.name}"
-            parts.append(cards([card(f"<b>{text(stage.name)}</b>", small, image(pictures, alt))]))
+            drawn.append(card(f"<b>{text(stage.name)}</b>", small, image(pictures, alt)))
         parts.append(_confusion(stage.name, about))
     note = (
         "Accuracy is the share of samples whose cluster is the one matched to their class, one to one, in the best way "
@@ -70,7 +70,7 @@ def clusters(run: Run) -> str:
         "for a row of two kinds (classes that were not told apart) and two rows of one kind."
         + warning([stage.set for stage in shown], "the agreement")
     )
-    return section("Clusters", table(columns, rows) + "".join(parts), note)
+    return section("Clusters", table(columns, rows) + "<br>" + cards(drawn) + "".join(parts), note)
 
 
 def in_words(run: Run) -> str:
