@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import lightning_modules as registry
 from conf.errors import Damaged, InputError, show
@@ -21,33 +20,10 @@ from data import durable
 from data.codes import NAME, Codes, opened_for_writing
 from data.shards import Reader
 from lightning_modules.evaluation import kind_of
-from lightning_modules.interfaces import Encodes, Fitted, Hashes
-from lightning_modules.stack import Stack
+from lightning_modules.hashing import Coder, hasher
+from lightning_modules.interfaces import Encodes, Fitted
 
 Tell = Callable[[dict[str, Any]], None]
-Coder = Callable[[Tensor], Tensor]  # (batch, num_visible) → (batch, width)
-
-
-def hasher(model: Fitted) -> tuple[int, Coder] | None:
-    """Number of bits and what gives them, (batch, num_visible) → (batch, num_bits) bool; None of a model without codes.
-
-    What `Hashes` tells, also at the top of a stack; of other codes, whether each lies above the middle of its range,
-    or above 0 where it has none.
-    """
-    if isinstance(model, Hashes):
-        return model.num_bits, model.bits
-    if isinstance(model, Stack) and isinstance(top := model[-1], Hashes):
-        return top.num_bits, lambda v: top.bits(_below_top(model, v))
-    if not isinstance(model, Encodes):
-        return None
-    middle = sum(model.hidden_range) / 2 if model.hidden_range else 0.0
-    return model.num_hidden, lambda v: model.encode(v) > middle
-
-
-def _below_top(stack: Stack, v: Tensor) -> Tensor:
-    for layer in list(stack)[:-1]:
-        v = layer.encode(v)
-    return v
 
 
 def device() -> torch.device:

@@ -22,6 +22,7 @@ from data.selection import Selection
 from data.shards import Reader
 from data.splits import some
 from lightning_modules import figures
+from lightning_modules.hashing import hasher
 from lightning_modules.interfaces import Fitted, Hashes
 from lightning_modules.itq import ITQ
 from lightning_modules.ranking import Ranking
@@ -57,7 +58,9 @@ def retrieved(model: Fitted, reader: Reader, parts: dict[str, Selection], name: 
         return Retrieved()
     queries = some(Selection.of(queries), asked.num_queries, "retrieval queries")
     compared = _Comparison(reader, queries, items, labels, documents=figures.reads_counts(model))
-    bits = [_bits(model, top, x) for x in (compared.x, compared.database)]
+    made = hasher(model)
+    assert made is not None
+    bits = [torch.cat([made[1](part) for part in x.split(EXAMPLES_AT_A_TIME)]) for x in (compared.x, compared.database)]
     searches = {"": compared.by_bits(*bits)}
     searches |= compared.of_documents(top.num_bits) if compared.documents else compared.of_others(top)
     metrics: dict[str, float] = {}
@@ -74,16 +77,6 @@ def retrieved(model: Fitted, reader: Reader, parts: dict[str, Selection], name: 
         for search in searches
     }
     return Retrieved(metrics, {"retrieval": details}, curves)
-
-
-def _bits(model: Fitted, top: Hashes, x: Tensor) -> Tensor:
-    """(n, num_bits) bool."""
-    found = []
-    for part in x.split(EXAMPLES_AT_A_TIME):
-        for layer in list(model)[:-1] if isinstance(model, Stack) else []:
-            part = layer.encode(part)
-        found.append(top.bits(part))
-    return torch.cat(found)
 
 
 def _measure(search: Search, num_queries: int) -> tuple[dict[str, float], Tensor]:

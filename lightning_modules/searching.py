@@ -25,7 +25,7 @@ from data.shards import Manifest
 from data.sources.pictures import MAX_BYTES, decode
 from data.sources.words import Vocabulary
 from lightning_modules import hamming
-from lightning_modules.encoding import Coder, hasher
+from lightning_modules.hashing import Coder, hasher
 
 Tell = Callable[[dict[str, Any]], None]
 MAX_QUERIES = 10_000  # of a file

@@ -19,7 +19,8 @@ from data.codes import Codes, opened_for_writing, packed
 from data.shards import Reader, ingest
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.boltzmann import RBM
-from lightning_modules.encoding import encode, hasher
+from lightning_modules.encoding import encode
+from lightning_modules.hashing import hasher
 from lightning_modules.interfaces import Fitted
 from lightning_modules.stack import Stack
 from tests.shard_folders import contents, digits, flip

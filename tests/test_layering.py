@@ -80,6 +80,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "tfidf",
         "semantic_hashing",
         "ranking",
+        "hashing",
     ]
 )
 JOBS = tuple(
