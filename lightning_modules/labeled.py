@@ -25,6 +25,7 @@ from lightning_modules.interfaces import (
     HasChains,
     HasFreeEnergy,
     HasLogProb,
+    HasMonitors,
     Layer,
     LogLikelihood,
     Losses,
@@ -77,7 +78,9 @@ class WithLabel(Units):
         return x[..., -self.num_classes :]
 
 
-class LabeledRBM(Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasFreeEnergy, HasChains, RankState):
+class LabeledRBM(
+    Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasFreeEnergy, HasChains, HasMonitors, RankState
+):
     """p(v, y) ∝ Σ_h exp(−E(v, y, h)); as a layer and as a density it is that of v, the label summed out exactly.
 
     num_visible, num_hidden: at least 1. num_classes: K, at least 2.

@@ -29,6 +29,7 @@ from lightning_modules.interfaces import (
     Hashes,
     HasHiddenLayers,
     HasLogProb,
+    HasMonitors,
     IteratedModel,
     Layer,
     Measures,
@@ -314,6 +315,22 @@ def test_measures_are_finite_numbers(kind: str) -> None:
     model, batch = example(kind)
     found = model.measure(data(batch))
     assert found and all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("kind", kinds_that(HasMonitors))
+def test_monitors_are_finite_and_move_nothing(kind: str) -> None:
+    model, batch = example(kind)
+    model.train()
+    model.losses(batch)  # persistent chains have begun
+
+    def state() -> list[Tensor]:
+        chains = model.rank_state().values() if isinstance(model, RankState) else ()
+        return [value.clone() for value in (*model.state_dict().values(), *chains)]
+
+    before = state()
+    found = model.monitors(batch)
+    assert found and all(value.ndim == 0 and value.isfinite() and not value.requires_grad for value in found.values())
+    assert all(torch.equal(*pair) for pair in zip(before, state(), strict=True))
 
 
 @pytest.mark.parametrize("kind", kinds_that(RankState))
