@@ -275,5 +275,5 @@ def test_a_pass_reads_one_data_set(tmp_path: Path) -> None:
     recipe.write_text(DATASETS.replace("{kind: rbm, num_hidden: 16}", "{kind: standardize}"))
     sizes = {"train": 1000, "validation": 0, "test": 9}
     one = Description(shape=[4], low=0.0, high=1.0, sizes=sizes, labeled=0, labeled_test=0, num_classes=0)
-    with pytest.raises(InputError, match=r"in one pass over one data set; name it, one of \['many', 'few'\]"):
+    with pytest.raises(InputError, match=r"in passes over one data set; name it, one of \['many', 'few'\]"):
         plan(PlanJob(recipe=read(recipe, []), descriptions={"many": one, "few": one}))
