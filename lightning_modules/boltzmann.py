@@ -44,6 +44,7 @@ from lightning_modules.interfaces import (
     Samples,
     SamplesHidden,
     StartsFromBelow,
+    StartsFromData,
 )
 from lightning_modules.likelihood import Annealing, LogPartition
 from lightning_modules.sparsity import Sparsity
@@ -56,6 +57,7 @@ class RBM(
     Layer,
     SamplesHidden,
     StartsFromBelow,
+    StartsFromData,
     HasLogProb,
     HasFreeEnergy,
     Samples,
@@ -213,6 +215,12 @@ class RBM(
         return machine.free_energy(v, machine.hidden_field(v))
 
     # ---- training
+
+    def start_from_data(self, x: Tensor) -> None:
+        """Base rates, and of Gaussian visible units the data's own scale."""
+        if isinstance(self.visible_units, Gaussian):
+            self.start_from_data_std(x.std(dim=0, correction=0))
+        self.start_from_data_mean(x.mean(dim=0))
 
     def start_from_data_mean(self, mean: Tensor) -> None:
         """Sets the visible bias to the base rates of the data (Hinton 2010, §8); for use before the first step.

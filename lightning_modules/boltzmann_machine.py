@@ -29,6 +29,7 @@ from lightning_modules.interfaces import (
     Model,
     RankState,
     Samples,
+    StartsFromData,
 )
 from lightning_modules.likelihood import (
     MAX_ENUMERATED_UNITS,
@@ -67,7 +68,7 @@ class Coupled:
         return x
 
 
-class BoltzmannMachine(Model, Layer, HasLogProb, Samples, RankState):
+class BoltzmannMachine(Model, Layer, HasLogProb, Samples, StartsFromData, RankState):
     """A general Boltzmann machine, and a layer: its code is the mean-field mean of the hidden units.
 
     num_visible, num_hidden: at least 1.
@@ -172,6 +173,9 @@ class BoltzmannMachine(Model, Layer, HasLogProb, Samples, RankState):
         return self.upper_couplings.detach()[self._visible, self._hidden].t()
 
     # ---- training
+
+    def start_from_data(self, x: Tensor) -> None:
+        self.start_from_data_mean(x.mean(dim=0))
 
     @torch.no_grad()
     def start_from_data_mean(self, mean: Tensor) -> None:

@@ -35,6 +35,7 @@ from lightning_modules.interfaces import (
     Model,
     RankState,
     Samples,
+    StartsFromData,
 )
 from lightning_modules.layered import BINARY, Layered, LayeredAnnealing
 from lightning_modules.likelihood import (
@@ -51,7 +52,7 @@ from lightning_modules.stack import Stack
 from lightning_modules.units import Bernoulli
 
 
-class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHiddenLayers, RankState):
+class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHiddenLayers, StartsFromData, RankState):
     """A deep Boltzmann machine, and a layer: its code is the mean-field mean of the top units.
 
     stack: at least two RBMs of binary units, else ValueError. The weights, the visible bias and that of the top units
@@ -195,6 +196,9 @@ class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHidden
         return dict(enumerate(fields, start=1))
 
     # ---- training
+
+    def start_from_data(self, x: Tensor) -> None:
+        self.start_from_data_mean(x.mean(dim=0))
 
     @torch.no_grad()
     def start_from_data_mean(self, mean: Tensor) -> None:

@@ -34,6 +34,7 @@ from lightning_modules.interfaces import (
     Samples,
     SamplesByClass,
     SamplesHidden,
+    StartsFromData,
 )
 from lightning_modules.likelihood import LogPartition, normalized
 from lightning_modules.units import Bernoulli, Units
@@ -79,7 +80,17 @@ class WithLabel(Units):
 
 
 class LabeledRBM(
-    Model, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasFreeEnergy, HasChains, HasMonitors, RankState
+    Model,
+    Layer,
+    SamplesHidden,
+    Samples,
+    SamplesByClass,
+    HasLogProb,
+    HasFreeEnergy,
+    HasChains,
+    HasMonitors,
+    StartsFromData,
+    RankState,
 ):
     """p(v, y) ∝ Σ_h exp(−E(v, y, h)); as a layer and as a density it is that of v, the label summed out exactly.
 
@@ -185,6 +196,9 @@ class LabeledRBM(
         return self.joint.filters()[:, : self.num_visible]
 
     # ---- training
+
+    def start_from_data(self, x: Tensor) -> None:
+        self.start_from_data_mean(x.mean(dim=0))
 
     def start_from_data_mean(self, mean: Tensor) -> None:
         """Sets the biases of v to base rates, as in an RBM, and those of the labels to equal shares.

@@ -142,7 +142,8 @@ class Training(pl.LightningModule):
         self._after(step, batch)
 
     def _descend(self, phase: Phase, optimizer: Any, batch: Any, step: Step) -> None:
-        optimizer.zero_grad()
+        for parameter in phase.parameters:
+            parameter.grad = None
         losses = phase.losses(batch) if step.share > 0 else _no_loss(phase)
         self._refuse_non_finite(losses, phase, step.number)
         loss = losses["loss"] * step.share if step.share != 1 else losses["loss"]
@@ -406,15 +407,10 @@ def fit(
         seen=seen,
         progress=progress,
     )
-    if saved is None and (isinstance(model, StartsFromData) or hasattr(model, "start_from_data_mean")):
+    if saved is None and isinstance(model, StartsFromData):
         seed_torch(seed, "data mean")
         x = module.from_data(data.examples(some(data.samples, 10_000, "data mean")))
-        if hasattr(model, "start_from_data_std"):
-            model.start_from_data_std(x.std(dim=0, correction=0))  # type: ignore[operator]
-        if hasattr(model, "start_from_data_mean"):
-            model.start_from_data_mean(x.mean(dim=0))  # type: ignore[operator]
-        if isinstance(model, StartsFromData):
-            model.start_from_data(x)
+        model.start_from_data(x)
     data.start_step = module.next_step
     before = _note_signals(module)
     try:
