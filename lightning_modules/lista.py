@@ -12,16 +12,15 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.atoms import random_atoms, to_unit_length
 from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
 from lightning_modules.psd import (
     MEASURED,
     against_optimum,
     curvature,
     descended,
-    random_atoms,
     refuse,
     shrink,
-    to_unit_length,
 )
 
 

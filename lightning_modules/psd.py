@@ -12,8 +12,8 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from lightning_modules.atoms import random_atoms, to_unit_length
 from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
 from lightning_modules.lasso import solve
 from lightning_modules.lasso_descent import FISTA
@@ -119,17 +119,6 @@ def shrink(field: Tensor, thresholds: Tensor) -> Tensor:
     """sign(field) max(|field| − |θ|, 0), with slopes in both."""
     thresholds = thresholds.abs()
     return field - field.clamp(-thresholds, thresholds)
-
-
-def random_atoms(num_hidden: int, num_visible: int) -> Tensor:
-    """(num_hidden, num_visible): directions drawn uniformly."""
-    return F.normalize(torch.randn(num_hidden, num_visible))
-
-
-@torch.no_grad()
-def to_unit_length(dictionary: Tensor) -> None:
-    """In place; an atom of length 0 stays so."""
-    dictionary.copy_(F.normalize(dictionary))
 
 
 @torch.no_grad()

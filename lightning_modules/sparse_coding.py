@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.atoms import random_atoms, to_unit_length
 from lightning_modules.interfaces import (
     Batch,
     Dictionary,
@@ -87,7 +88,7 @@ class SparseCoding(Model, Layer, HasDictionary, StartsFromData, Measures, Moving
         self.num_visible, self.num_hidden = num_visible, num_hidden
         self.penalty, self.update, self.nonnegative = penalty, update, nonnegative
         self.solver, self.tolerance, self.max_steps = solver, tolerance, max_steps
-        self.dictionary = nn.Parameter(F.normalize(torch.randn(num_hidden, num_visible), dim=1))
+        self.dictionary = nn.Parameter(random_atoms(num_hidden, num_visible))
         self.register_buffer("mean", torch.zeros(num_visible))
         self.register_buffer("threshold", torch.tensor(penalty or 1.2 / math.sqrt(num_visible)))  # λ
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
@@ -138,7 +139,7 @@ class SparseCoding(Model, Layer, HasDictionary, StartsFromData, Measures, Moving
         with torch.autocast(self.dictionary.device.type, enabled=False):
             if self.update == "online":
                 self._descend_by_atoms()
-            self.dictionary.copy_(F.normalize(self.dictionary, dim=1))
+            to_unit_length(self.dictionary)
             if int(self.num_steps) % REVIVAL_STEPS == 0:
                 self._revive()
                 self.usage.zero_()

@@ -59,6 +59,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "lasso_gradient",
         "sparse_coding",
         "psd",
+        "atoms",
         "lista",
         "gabor",
         "dictionaries",

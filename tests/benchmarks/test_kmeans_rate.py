@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -21,11 +22,10 @@ from data.shards import Reader
 from lightning_modules.kmeans import KMeans
 from tests.benchmarks.turns import in_turns, told
 
-faiss = pytest.importorskip("faiss")
-
 pytestmark = pytest.mark.slow
 
 SAMPLES, ROUNDS = 20_000, 6  # a turn
+WANTED = 1.2
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +36,8 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("centres", "bound"), [(10, 2.2), (100, 1.8), (400, 1.6), (1600, 1.55)])
-def test_a_round_takes_little_longer_than_in_faiss(mnist_shards: Path, centres: int, bound: float) -> None:
-    """No slower than measured, and a fifth."""
+@pytest.mark.parametrize("centres", [10, 100, 400, 1600])
+def test_a_round_takes_little_longer_than_in_faiss(mnist_shards: Path, centres: int) -> None:
     values = Reader(mnist_shards).values(np.arange(SAMPLES))
     x = torch.from_numpy(values)
     begin = x[torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))[:centres]].contiguous()
@@ -68,5 +67,5 @@ def test_a_round_takes_little_longer_than_in_faiss(mnist_shards: Path, centres: 
     }
     told(f"k-means, {centres} centres, samples a second of the processor", rates)
     slower = median(their / our for our, their in zip(rates["strata"], rates["faiss"], strict=True))
-    print(f"  strata takes {slower:.2f} of faiss's time a round")
-    assert slower < bound
+    print(f"  strata takes {slower:.2f} of faiss's time a round, wanted {WANTED}")
+    assert slower <= WANTED
