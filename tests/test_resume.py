@@ -196,7 +196,9 @@ def test_a_signal_saves_the_step_under_way(
     until(lambda: '"done"' in (template.folder / "said").read_text(), 30)
     os.kill(process, number)
     assert template.wait() == [status], template.log
-    assert durable.read_json(tmp_path / "stopped" / "checkpoint" / "position.json")["step"] >= 5
+    checkpoint = tmp_path / "stopped" / "checkpoint"
+    assert durable.read_json(checkpoint / "position.json")["step"] >= 5
+    assert len(list(checkpoint.glob("*.rank0.pt"))) == 1, "it went on"
     assert template.do(placed(job, tmp_path / "stopped")) == 0
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
