@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.interfaces import Batch, Classifies, Encodes, Losses, Model
-from lightning_modules.stack import Stack
+from lightning_modules.interfaces import Batch, Classifies, Losses
+from lightning_modules.stack import OverStack, Stack
 
 
-class Classifier(Model, Encodes, Classifies):
+class Classifier(OverStack, Classifies):
     """p(label | x) = softmax(W code(x) + b), the code being the stack's; the loss is − log p(label | x) in nats.
 
     Batches are {"x": (batch, num_visible), "label": (batch,) integers below num_classes}. Arguments: `dropout` in
@@ -42,14 +42,6 @@ class Classifier(Model, Encodes, Classifies):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    @property
-    def visible_range(self) -> tuple[float, float] | None:
-        return self.stack.visible_range
-
-    @property
-    def hidden_range(self) -> tuple[float, float] | None:
-        return self.stack.hidden_range
-
     def losses(self, batch: Batch) -> Losses:
         """{"loss": cross-entropy in nats, "error": share of wrong labels}, means over the batch."""
         assert not isinstance(batch, Tensor)
@@ -63,10 +55,6 @@ class Classifier(Model, Encodes, Classifies):
     def logits(self, x: Tensor) -> Tensor:
         """(batch, num_visible) → (batch, num_classes): log p(label | x) up to a constant per example, no noise."""
         return self.output(self.encode(x))
-
-    def encode(self, v: Tensor) -> Tensor:
-        """(batch, num_visible) → (batch, num_hidden): the stack's code, no noise."""
-        return self.stack.encode(v)
 
     @classmethod
     def example(cls) -> tuple[Self, Batch]:

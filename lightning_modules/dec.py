@@ -16,12 +16,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.interfaces import Batch, Clusters, Encodes, Losses, Model, MovingAverages, StartsFromData
+from lightning_modules.interfaces import Batch, Clusters, Losses, MovingAverages, StartsFromData
 from lightning_modules.kmeans import best_of_starts, nearest, squared_distances
-from lightning_modules.stack import Stack
+from lightning_modules.stack import OverStack, Stack
 
 
-class DEC(Model, Encodes, Clusters, StartsFromData, MovingAverages):
+class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
     """K = num_clusters centres among the codes of a stack; both are trained, the stack's decoder is not.
 
     degrees: α > 0 of the Student t distribution. averaging: in [0, 1); f is the mean of q over the batches so far, of
@@ -51,14 +51,6 @@ class DEC(Model, Encodes, Clusters, StartsFromData, MovingAverages):
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.full((num_clusters,), 1 / num_clusters))
 
-    @property
-    def visible_range(self) -> tuple[float, float] | None:
-        return self.stack.visible_range
-
-    @property
-    def hidden_range(self) -> tuple[float, float] | None:
-        return self.stack.hidden_range
-
     @torch.no_grad()
     def start_from_data(self, x: Tensor) -> None:
         codes = self.encode(x)
@@ -81,9 +73,6 @@ class DEC(Model, Encodes, Clusters, StartsFromData, MovingAverages):
         """log q, (batch, num_visible) → (batch, num_clusters)."""
         squared = squared_distances(self.encode(v), self.centres).clamp(min=0)
         return (-(self.degrees + 1) / 2 * torch.log1p(squared / self.degrees)).log_softmax(1)
-
-    def encode(self, v: Tensor) -> Tensor:
-        return self.stack.encode(v)
 
     def assign(self, v: Tensor) -> Tensor:
         """The most probable one under q: the nearest centre's."""

@@ -12,19 +12,11 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.atoms import random_atoms, to_unit_length
-from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
-from lightning_modules.psd import (
-    MEASURED,
-    against_optimum,
-    curvature,
-    descended,
-    refuse,
-    shrink,
-)
+from lightning_modules.interfaces import Batch, Losses
+from lightning_modules.predicted_codes import PredictsCodes, curvature, descended, shrink
 
 
-class LISTA(Model, Layer, HasDictionary, Measures):
+class LISTA(PredictsCodes):
     """h₁ = shrink(v W, θ₁), h_t = shrink(v W + h_{t−1} S_t, θ_t), the code being h_T.
 
     W, S_t and θ_t start at Dᵀ/L, I − D Dᵀ/L and λ/L, L = λ_max(D Dᵀ), where h_t is exactly that of ISTA. D learns to
@@ -44,13 +36,10 @@ class LISTA(Model, Layer, HasDictionary, Measures):
         objective: Literal["energy", "codes"] = "energy",
         steps: int = 10,
     ) -> None:
-        super().__init__()
-        refuse(num_visible, num_hidden, penalty, steps)
+        super().__init__(num_visible, num_hidden, penalty, steps)
         if depth < 1:
             raise ValueError(f"depth must be at least 1, not {depth}")
-        self.num_visible, self.num_hidden, self.depth = num_visible, num_hidden, depth
-        self.penalty, self.objective, self.steps = penalty, objective, steps
-        self.dictionary = nn.Parameter(random_atoms(num_hidden, num_visible))
+        self.depth, self.objective = depth, objective
         self.weights = nn.Parameter(torch.empty(num_visible, num_hidden))
         self.inhibition = nn.Parameter(torch.empty(depth - 1, num_hidden, num_hidden)) if depth > 1 else None
         self.thresholds = nn.Parameter(torch.empty(depth, num_hidden))
@@ -86,11 +75,6 @@ class LISTA(Model, Layer, HasDictionary, Measures):
             "prediction_error": prediction_error.detach(),
         }
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Atoms back to length 1."""
-        to_unit_length(self.dictionary)
-
     def encode(self, v: Tensor) -> Tensor:
         """h_T, (batch, num_visible) → (batch, num_hidden)."""
         field = v @ self.weights
@@ -99,22 +83,6 @@ class LISTA(Model, Layer, HasDictionary, Measures):
         for inhibition, thresholds in zip(deeper, self.thresholds[1:], strict=True):
             h = shrink(torch.addmm(field, h, inhibition), thresholds)
         return h
-
-    def decode(self, h: Tensor) -> Tensor:
-        """h D, (batch, num_hidden) → (batch, num_visible)."""
-        return h @ self.dictionary
-
-    def filters(self) -> Tensor:
-        """(num_hidden, num_visible): what the encoder's first layer looks for."""
-        return self.weights.detach().t()
-
-    def dictionary_of_codes(self) -> Dictionary:
-        offset = torch.zeros_like(self.dictionary[0])
-        return Dictionary(self.dictionary.detach(), offset, self.penalty)
-
-    def measure(self, v: Tensor) -> dict[str, float]:
-        """See `against_optimum`."""
-        return against_optimum(v, self.encode(v[:MEASURED]), self.dictionary, self.penalty)
 
     @classmethod
     def example(cls) -> tuple[Self, Batch]:

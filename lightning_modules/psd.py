@@ -2,8 +2,8 @@
 (Kavukcuoglu, Ranzato & LeCun 2008, arXiv:1010.3467).
 
 Symbols: v the data, D (num_hidden, num_visible) the dictionary, an atom a row of length 1, h the code, f the encoder,
-λ the penalty, α the prediction weight. What is NOT here: solvers of the coefficient problem (`lasso`), deeper encoders
-(`lista`).
+λ the penalty, α the prediction weight. What is NOT here: what it shares with deeper encoders (`predicted_codes`), which
+are in `lista`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,11 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.atoms import random_atoms, to_unit_length
-from lightning_modules.interfaces import Batch, Dictionary, HasDictionary, Layer, Losses, Measures, Model
-from lightning_modules.lasso import solve
-from lightning_modules.lasso_descent import FISTA
-from lightning_modules.lasso_problem import Problem
-
-MEASURED = 2000  # examples whose optima are looked for
-TOLERANCE = 1e-4  # relative duality gap of those optima
+from lightning_modules.interfaces import Batch, Losses
+from lightning_modules.predicted_codes import PredictsCodes, curvature, descended, shrink
 
 
-class PSD(Model, Layer, HasDictionary, Measures):
+class PSD(PredictsCodes):
     """E(v, h) = ½‖v − h D‖² + λ‖h‖₁ + α/2 ‖h − f(v)‖², the code of v being f(v) alone.
 
     shrinkage: f(v) = shrink(v W, θ), shrink(x, θ) = sign(x) max(|x| − |θ|, 0) (Kavukcuoglu et al. 2010, NIPS 23)
@@ -43,13 +37,10 @@ class PSD(Model, Layer, HasDictionary, Measures):
         prediction_weight: float = 1.0,
         steps: int = 10,
     ) -> None:
-        super().__init__()
-        refuse(num_visible, num_hidden, penalty, steps)
+        super().__init__(num_visible, num_hidden, penalty, steps)
         if not prediction_weight > 0:
             raise ValueError(f"prediction_weight must be positive, not {prediction_weight}")
-        self.num_visible, self.num_hidden = num_visible, num_hidden
-        self.penalty, self.encoder, self.prediction_weight, self.steps = penalty, encoder, prediction_weight, steps
-        self.dictionary = nn.Parameter(random_atoms(num_hidden, num_visible))
+        self.encoder, self.prediction_weight = encoder, prediction_weight
         step = 1 / curvature(self.dictionary)
         self.weights = nn.Parameter(step * self.dictionary.detach().t().contiguous())
         self.thresholds = nn.Parameter((penalty * step).expand(num_hidden).clone()) if encoder == "shrinkage" else None
@@ -72,11 +63,6 @@ class PSD(Model, Layer, HasDictionary, Measures):
             "prediction_error": prediction_error.detach(),
         }
 
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """Atoms back to length 1."""
-        to_unit_length(self.dictionary)
-
     def encode(self, v: Tensor) -> Tensor:
         """f(v), (batch, num_visible) → (batch, num_hidden)."""
         field = v @ self.weights
@@ -84,22 +70,6 @@ class PSD(Model, Layer, HasDictionary, Measures):
             return shrink(field, self.thresholds)
         assert self.gains is not None and self.hidden_bias is not None
         return self.gains * torch.tanh(field + self.hidden_bias)
-
-    def decode(self, h: Tensor) -> Tensor:
-        """h D, (batch, num_hidden) → (batch, num_visible)."""
-        return h @ self.dictionary
-
-    def filters(self) -> Tensor:
-        """(num_hidden, num_visible): what the encoder looks for."""
-        return self.weights.detach().t()
-
-    def dictionary_of_codes(self) -> Dictionary:
-        offset = torch.zeros_like(self.dictionary[0])
-        return Dictionary(self.dictionary.detach(), offset, self.penalty)
-
-    def measure(self, v: Tensor) -> dict[str, float]:
-        """See `against_optimum`."""
-        return against_optimum(v, self.encode(v[:MEASURED]), self.dictionary, self.penalty)
 
     @classmethod
     def example(cls) -> tuple[Self, Batch]:
@@ -113,53 +83,3 @@ class PSD(Model, Layer, HasDictionary, Measures):
         identity = torch.eye(self.num_hidden, dtype=guess.dtype, device=guess.device)
         atoms = torch.cat([self.dictionary, root * identity], dim=1)
         return descended(torch.cat([v, root * guess], dim=1), atoms, self.penalty, guess, self.steps)
-
-
-def shrink(field: Tensor, thresholds: Tensor) -> Tensor:
-    """sign(field) max(|field| − |θ|, 0), with slopes in both."""
-    thresholds = thresholds.abs()
-    return field - field.clamp(-thresholds, thresholds)
-
-
-@torch.no_grad()
-def curvature(dictionary: Tensor) -> Tensor:
-    """λ_max(D Dᵀ), a scalar."""
-    return torch.linalg.matrix_norm(dictionary, 2).square()
-
-
-@torch.no_grad()
-def descended(v: Tensor, dictionary: Tensor, penalty: float, start: Tensor, steps: int) -> Tensor:
-    """Codes after so many steps of FISTA, (batch, num_hidden)."""
-    walk = FISTA(Problem(v, dictionary.detach(), penalty), start)
-    for _ in range(steps):
-        walk.step()
-    return walk.codes
-
-
-@torch.no_grad()
-def against_optimum(v: Tensor, predicted: Tensor, dictionary: Tensor, penalty: float) -> dict[str, float]:
-    """The energy ½‖v − h D‖² + λ‖h‖₁ of predicted codes of the first rows of v beside that of the best ones.
-
-    energy: at the prediction, a mean per example; energy_ratio: of that to the optimum's; active: the share of
-    coefficients that are not 0; optimal_active: at the optimum.
-    """
-    v = v[: len(predicted)]
-    best = solve(v, dictionary, penalty, tolerance=TOLERANCE).codes
-    problem = Problem(v, dictionary, penalty)
-    energy, optimum = (float(problem.objective(h).mean()) for h in (predicted, best))
-    return {
-        "energy": energy,
-        **({"energy_ratio": energy / optimum} if optimum > 0 else {}),
-        "active": float((predicted != 0).double().mean()),
-        "optimal_active": float((best != 0).double().mean()),
-    }
-
-
-def refuse(num_visible: int, num_hidden: int, penalty: float, steps: int) -> None:
-    """Arguments that no model of this family takes."""
-    if num_visible < 1 or num_hidden < 1:
-        raise ValueError(f"num_visible and num_hidden must be at least 1, not {num_visible} and {num_hidden}")
-    if not penalty > 0:
-        raise ValueError(f"penalty must be positive, not {penalty}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")

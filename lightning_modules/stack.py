@@ -15,7 +15,15 @@ from typing import Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.interfaces import ComposedModel, HasHiddenLayers, Layer, SamplesHidden, StreamingModel
+from lightning_modules.interfaces import (
+    ComposedModel,
+    Encodes,
+    HasHiddenLayers,
+    Layer,
+    Model,
+    SamplesHidden,
+    StreamingModel,
+)
 
 
 @runtime_checkable
@@ -190,6 +198,23 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
 
         layers = [RBM(num_visible=6, num_hidden=4), RBM(num_visible=4, num_hidden=3)]
         return cls(layers=layers), torch.tensor([[1.0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 1]])
+
+
+class OverStack(Model, Encodes):
+    """Stands over a stack whose layers go on learning in it; its codes are the stack's."""
+
+    stack: Stack
+
+    @property
+    def visible_range(self) -> tuple[float, float] | None:
+        return self.stack.visible_range
+
+    @property
+    def hidden_range(self) -> tuple[float, float] | None:
+        return self.stack.hidden_range
+
+    def encode(self, v: Tensor) -> Tensor:
+        return self.stack.encode(v)
 
 
 def _seen_from_below(filters: Tensor, layer: Layer) -> Tensor:

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.boltzmann import RBM
-from lightning_modules.interfaces import Batch, Layer, Losses, Model, StreamingModel
-from lightning_modules.stack import Stack
+from lightning_modules.interfaces import Batch, Layer, Losses, StreamingModel
+from lightning_modules.stack import OverStack, Stack
 from lightning_modules.units import Bernoulli
 
 Unrollable = RBM | Autoencoder
 
 
-class DeepAutoencoder(Model, Layer):
+class DeepAutoencoder(OverStack, Layer):
     """Up through the stack's layers, down through their mirror image:
 
     h_k = f_k(h_{k−1} W_k + c_k),   ĥ_L = h_L,   ĥ_{k−1} = f_{k−1}(ĥ_k D_k + b_k),   v̂ = ĥ₀
@@ -81,16 +81,6 @@ class DeepAutoencoder(Model, Layer):
             isinstance(lowest.visible_units, Bernoulli) if isinstance(lowest, RBM) else lowest.loss == "cross_entropy"
         )
 
-    @property
-    def visible_range(self) -> tuple[float, float] | None:
-        """That of the lowest layer; squared errors can be had of any data, but a sigmoid reaches only [0, 1]."""
-        return self.stack.visible_range
-
-    @property
-    def hidden_range(self) -> tuple[float, float] | None:
-        """That of the top layer."""
-        return self.stack.hidden_range
-
     def losses(self, batch: Batch) -> Losses:
         """{"loss", "reconstruction_error": ‖v − v̂‖²}, both means per example; `loss` in nats."""
         assert isinstance(batch, Tensor)  # (batch, num_visible)
@@ -103,10 +93,6 @@ class DeepAutoencoder(Model, Layer):
             return {"loss": squared_error / 2, "reconstruction_error": squared_error.detach()}
         loss = F.binary_cross_entropy_with_logits(field, v, reduction="none").sum(1).mean()
         return {"loss": loss, "reconstruction_error": squared_error.detach()}
-
-    def encode(self, v: Tensor) -> Tensor:
-        """(batch, num_visible) → (batch, num_hidden)."""
-        return self.stack.encode(v)
 
     def decode(self, h: Tensor) -> Tensor:
         """(batch, num_hidden) → (batch, num_visible)."""

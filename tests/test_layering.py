@@ -58,6 +58,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "lasso",
         "lasso_gradient",
         "sparse_coding",
+        "predicted_codes",
         "psd",
         "atoms",
         "lista",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_modules.lasso import solve
 from lightning_modules.lasso_problem import Problem
-from lightning_modules.psd import PSD, against_optimum
+from lightning_modules.predicted_codes import against_optimum
+from lightning_modules.psd import PSD
 from tests.sparse_data import descend, planted
 
 

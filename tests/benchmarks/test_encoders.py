@@ -25,7 +25,8 @@ from data.sources import open_source
 from lightning_modules import gabor
 from lightning_modules.lasso import solve
 from lightning_modules.lista import LISTA
-from lightning_modules.psd import PSD, TOLERANCE
+from lightning_modules.predicted_codes import TOLERANCE
+from lightning_modules.psd import PSD
 from lightning_modules.whitening import Whitening
 from tests.benchmarks.turns import in_turns, ratio, told
 from tests.sparse_data import descend
