@@ -117,7 +117,7 @@ class EvaluateJob(Strict):
     evaluate: Evaluate
     train: Train  # placement only
     seed: int
-    revision: int = 4  # of the measurements
+    revision: int = 5  # of the measurements
 
     def identity(self) -> dict[str, Any]:
         return {

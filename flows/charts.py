@@ -12,13 +12,14 @@ from html import escape
 
 Points = Sequence[tuple[float, float]]
 
-_PALETTE = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
+_PALETTE = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)", "var(--fifth)")
 _CLASSES = (  # twenty colours that stand out on white and on black (Tableau's)
     "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#7f7f7f",
     "#a0cbe8", "#ffbe7d", "#86bcb6", "#8cd17d", "#b6992d", "#f1ce63", "#499894", "#d37295", "#d4a6c8", "#d7b5a6",
 )  # fmt: skip
 _LIGHT = (
-    "svg{--first:#1f6fb2;--second:#d9730d;--third:#2e8b57;--fourth:#8e5bb5;background:#fff;font:11px sans-serif}"
+    "svg{--first:#1f6fb2;--second:#d9730d;--third:#2e8b57;--fourth:#8e5bb5;--fifth:#b8870b;"
+    "background:#fff;font:11px sans-serif}"
     "text{fill:#5d666f}.curve{fill:none;stroke-width:1.8}"
     ".rule{stroke:#e2e4e6}.axis{stroke:#5d666f}.bar{fill:#1f6fb2}"
 )

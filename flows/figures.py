@@ -79,7 +79,7 @@ def plane(content: Figure, classes: Sequence[str]) -> str:
     return charts.scatter(groups, "map of codes")
 
 
-SEARCHES = ("code", "raw", "lsa", "pca", "itq")
+SEARCHES = ("code", "shortlist", "raw", "lsa", "pca", "itq")
 
 
 def precision(content: Figure) -> tuple[str, list[str]]:

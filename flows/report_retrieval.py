@@ -42,8 +42,9 @@ def retrieval(run: Run) -> str:
         "class counts as found. Precision is the share of right ones among those looked at, recall the share of all "
         "right ones that were among them: the curve's left end is what the first few items are like, and everything "
         "falls to the share of the class at 100 %. Where items are equally near, it is the mean over all their orders. "
-        "Codes were learned without labels. Good: above the curves of other codes everywhere, and not far below raw "
-        "search on the left, for a small part of its bytes. A bit that is nearly always 0 or 1 is wasted."
+        "Codes were learned without labels; a shortlist is what they find nearest, put in order by the data itself. "
+        "Good: above the curves of other codes everywhere, and not far below raw search on the left, for a small part "
+        "of its bytes. A bit that is nearly always 0 or 1 is wasted."
         + warning([stage.set for stage in shown], "what was found")
     )
     return section("Retrieval", "".join(parts), note)

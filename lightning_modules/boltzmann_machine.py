@@ -61,10 +61,15 @@ class Coupled:
         return self.biases[units] + x @ self.couplings[units].t()
 
     def sweep(self, x: Tensor, units: slice, *, draw: bool) -> Tensor:
-        """x with these units replaced one after the other: by draws given all others (Gibbs), or by their means."""
+        """x with these units replaced in turn by draws given all others (Gibbs) or, differentiably, by their means."""
+        if draw:
+            x = x.clone()
         for i in range(*units.indices(x.shape[1])):
             new = BINARY.mean(self.field(x, slice(i, i + 1)))
-            x = torch.cat([x[:, :i], BINARY.draw(new) if draw else new, x[:, i + 1 :]], dim=1)
+            if draw:
+                x[:, i : i + 1] = BINARY.draw(new)
+            else:
+                x = torch.cat([x[:, :i], new, x[:, i + 1 :]], dim=1)
         return x
 
 

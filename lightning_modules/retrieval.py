@@ -3,8 +3,9 @@
 Items are ranked by the number of bits that differ; precision is exact where they tie (`ranking`). Beside the codes
 stand searches without learned ones: of documents by the cosine of tf-idf weights ("raw") and by the signs of latent
 semantic analysis (Deerwester et al. 1990) about their medians ("lsa"); of anything else by squared distance ("raw"),
-the signs of principal components ("pca") and of iterative quantization ("itq"). Of both kinds of weights each document
-search has those it did better with on 20 Newsgroups: raw search those of `tfidf`, LSA scikit-learn's.
+the signs of principal components ("pca") and of iterative quantization ("itq"). "shortlist" is what people do with
+codes: raw search among the few items that they find nearest (Salakhutdinov & Hinton 2009). Of both kinds of weights
+each document search has those it did better with on 20 Newsgroups: raw search those of `tfidf`, LSA scikit-learn's.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from lightning_modules.tfidf import TfIdf
 
 QUERIES_AT_A_TIME, EXAMPLES_AT_A_TIME = 50, 2000
 RANK = 10
+SHORTLIST = 100  # items whose data is looked at
 RECALLS = np.geomspace(0.001, 1, 31)  # ten a factor of ten: 0.1 %, 1 %, 10 % among them
 
 Search = Callable[[slice], Ranking]  # some of the queries, by place → how the database is ranked
+Distances = Callable[[slice], Tensor]  # some of the queries → how far from each the items are, (queries, database)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def retrieved(model: Fitted, reader: Reader, parts: dict[str, Selection], name: 
     made = hasher(model)
     assert made is not None
     bits = [torch.cat([made[1](part) for part in x.split(EXAMPLES_AT_A_TIME)]) for x in (compared.x, compared.database)]
-    searches = {"": compared.by_bits(*bits)}
+    raw = compared.cosine() if compared.documents else compared.squared()
+    shortlist = shortlisted(differing(*bits), raw)
+    searches = {"": compared.by_bits(*bits), "raw": compared.by(raw), "shortlist": compared.by(shortlist)}
     searches |= compared.of_documents(top.num_bits) if compared.documents else compared.of_others(top)
     metrics: dict[str, float] = {}
     curves = {"recall": torch.from_numpy(RECALLS)}
@@ -91,6 +96,26 @@ def _measure(search: Search, num_queries: int) -> tuple[dict[str, float], Tensor
     return {name: float(values.mean()) for name, values in metrics.items()}, torch.cat(curve).mean(0)
 
 
+def differing(x: Tensor, database: Tensor) -> Distances:
+    """How many bits differ: (queries, num_bits) and (database, num_bits) bool."""
+    signs = [2 * bits.float() - 1 for bits in (x, database)]
+    return lambda part: ((x.shape[1] - signs[0][part] @ signs[1].T) / 2).round().long()
+
+
+def shortlisted(coarse: Distances, fine: Distances) -> Distances:
+    """The items `coarse` finds nearest, `SHORTLIST` and those as near as the last, by `fine`; behind them all others.
+
+    coarse: numbers from 0 on.
+    """
+
+    def distances(part: slice) -> Tensor:
+        near, exact = coarse(part), fine(part).double()
+        radius = near.kthvalue(min(SHORTLIST, near.shape[1]), dim=1, keepdim=True).values
+        return torch.where(near <= radius, exact - exact.amax(1, keepdim=True) - 1, near.double())
+
+    return distances
+
+
 class _Comparison:
     """Queries and database, and the searches among them."""
 
@@ -104,61 +129,60 @@ class _Comparison:
 
     def by_bits(self, x: Tensor, database: Tensor) -> Search:
         """(n, num_bits) bool each."""
-        num_bits = x.shape[1]
-        signs = [2 * bits.float() - 1 for bits in (x, database)]
+        distances = differing(x, database)
+        return lambda part: Ranking.by_bits(distances(part), self._relevant(part), x.shape[1])
 
-        def search(part: slice) -> Ranking:
-            distances = (num_bits - signs[0][part] @ signs[1].T) / 2
-            return Ranking.by_bits(distances.round().long(), self._relevant(part), num_bits)
+    def by(self, distances: Distances) -> Search:
+        return lambda part: Ranking.by_distance(distances(part), self._relevant(part))
 
-        return search
+    def cosine(self) -> Distances:
+        """Of tf-idf weights."""
+        weights = TfIdf(num_visible=self.database.shape[1])
+        weights.update(self.database)
+        weights.finish()
+        x, database = weights.encode(self.x), weights.encode(self.database)
+        return lambda part: -(x[part] @ database.T)
+
+    def squared(self) -> Distances:
+        """Less ‖x‖², which is the same for all items."""
+        squares = self.database.square().sum(1)
+        return lambda part: squares - 2 * self.x[part] @ self.database.T
 
     def of_documents(self, num_bits: int) -> dict[str, Search]:
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfTransformer
 
-        weights = TfIdf(num_visible=self.database.shape[1])
-        weights.update(self.database)
-        weights.finish()
-        x, database = weights.encode(self.x), weights.encode(self.database)
-        found: dict[str, Search] = {
-            "raw": lambda part: Ranking.by_distance(-(x[part] @ database.T), self._relevant(part))
-        }
-        if num_bits < min(self.database.shape):
-            lsa, svd = TfidfTransformer(), TruncatedSVD(num_bits, random_state=0)
-            topics = svd.fit_transform(lsa.fit_transform(self.database.numpy()))
-            middle = np.median(topics, axis=0)
-            sought = svd.transform(lsa.transform(self.x.numpy()))
-            found["lsa"] = self.by_bits(torch.from_numpy(sought > middle), torch.from_numpy(topics > middle))
-        return found
+        if num_bits >= min(self.database.shape):
+            return {}
+        lsa, svd = TfidfTransformer(), TruncatedSVD(num_bits, random_state=0)
+        topics = svd.fit_transform(lsa.fit_transform(self.database.numpy()))
+        middle = np.median(topics, axis=0)
+        sought = svd.transform(lsa.transform(self.x.numpy()))
+        return {"lsa": self.by_bits(torch.from_numpy(sought > middle), torch.from_numpy(topics > middle))}
 
     def of_others(self, top: Hashes) -> dict[str, Search]:
-        squares = self.database.square().sum(1)
-
-        def raw(part: slice) -> Ranking:  # ‖x‖² is the same for all items
-            return Ranking.by_distance(squares - 2 * self.x[part] @ self.database.T, self._relevant(part))
-
-        found: dict[str, Search] = {"raw": raw}
         try:
             itq = ITQ(num_visible=self.database.shape[1], num_hidden=top.num_bits)
         except ValueError:  # more bits than values, or too many of either
-            return found
+            return {}
         if isinstance(top, ITQ) or len(self.database) < itq.least_samples:
-            return found
+            return {}
         itq.update(self.database)
         itq.finish()
-        for name, encode in (("pca", itq.pca.encode), ("itq", itq.encode)):
-            found[name] = self.by_bits(encode(self.x) > 0, encode(self.database) > 0)
-        return found
+        coded = {"pca": itq.pca.encode, "itq": itq.encode}
+        return {name: self.by_bits(encode(self.x) > 0, encode(self.database) > 0) for name, encode in coded.items()}
 
     def what(self, search: str) -> str:
         words = {"": "these bits", "lsa": "LSA, signs", "pca": "PCA, signs", "itq": "ITQ"}
-        return words.get(search, "tf-idf, cosine" if self.documents else "raw data, distance")
+        raw = "tf-idf, cosine" if self.documents else "raw data, distance"
+        return words.get(search, f"{SHORTLIST} by these bits, then {raw}" if search == "shortlist" else raw)
 
     def bytes_of(self, search: str, num_bits: int) -> float:
         """Of an item: its bits; its values; of documents, the number and the weight of each word, 8 bytes."""
-        if search != "raw":
+        if search not in ("raw", "shortlist"):
             return num_bits / 8
+        if search == "shortlist":
+            return num_bits / 8 + self.bytes_of("raw", num_bits)
         if self.documents:
             return float(8 * (self.database != 0).sum(1).double().mean())
         return float(self.bytes_a_value * self.database.shape[1])

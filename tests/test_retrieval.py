@@ -24,7 +24,7 @@ from lightning_modules.finetuning import finetune
 from lightning_modules.interfaces import Fitted, StreamingModel
 from lightning_modules.itq import ITQ
 from lightning_modules.ranking import Ranking
-from lightning_modules.retrieval import RECALLS
+from lightning_modules.retrieval import RECALLS, SHORTLIST, shortlisted
 from lightning_modules.semantic_hashing import SemanticHashing
 from lightning_modules.stack import Stack
 from lightning_modules.tfidf import TfIdf
@@ -89,21 +89,21 @@ def test_bits_of_pictures_beside_raw_search_and_other_codes(digits: Inputs, tmp_
     model = Stack(layers=[SemanticHashing(stack=Stack(layers=layers))])
     metrics, details = evaluated(model, tmp_path, digits)
     said = details["retrieval"]
-    assert set(said["searches"]) == {"code", "raw", "pca", "itq"} and said["num_bits"] == 32
+    assert set(said["searches"]) == {"code", "raw", "shortlist", "pca", "itq"} and said["num_bits"] == 32
     assert said["searches"]["code"]["bytes"] == 4 and said["searches"]["raw"]["bytes"] == 64
     assert 0.9 < metrics["test/precision@10/raw"] <= 1 and metrics["test/precision@10/itq"] > 0.8
     for measure in ("precision@10", "mean_average_precision"):
         assert 0.1 < metrics[f"test/{measure}"] < metrics[f"test/{measure}/raw"]
     assert 0 <= metrics["test/bits_on_lowest"] <= metrics["test/bits_on_highest"] <= 1
     drawn = figures.read(tmp_path / "figures" / "retrieval.npz")
-    assert set(drawn) == {"recall", "code", "raw", "pca", "itq"} and np.allclose(drawn["recall"], RECALLS)
+    assert set(drawn) == {"recall", "code", "raw", "shortlist", "pca", "itq"} and np.allclose(drawn["recall"], RECALLS)
 
     result = Result(stage="bits", key="k", do="evaluate", kind="semantic_hashing", digest="d", metrics=metrics,
                     details=json.loads(json.dumps(details)), seconds=1)  # fmt: skip
     row = {"flow": "evaluate", "name": "bits", "evaluates": "bits", "kind": "semantic_hashing", "status": "finished"}
     run = Run({}, [Stage(row, tmp_path, result)])
     page = report_retrieval.retrieval(run)
-    assert page.count("<polyline") == 4 and page.count("<tr") == 5 and "0.1 %" in page and "PCA, signs" in page
+    assert page.count("<polyline") == 5 and page.count("<tr") == 6 and "0.1 %" in page and "PCA, signs" in page
     assert f"{metrics['test/precision@10']:.0%}" in report_retrieval.in_words(run)
     (tmp_path / "drawn").mkdir()
     assert "precision.svg" in {path.name for path in figures.write(tmp_path / "figures", tmp_path / "drawn")}
@@ -116,7 +116,7 @@ def test_what_is_found_is_what_brute_force_finds(digits: Inputs, tmp_path: Path)
     itq = fitted(ITQ(num_visible=20, num_hidden=12, iterations=10), pca.encode(x))
     model = Stack(layers=[pca, itq])
     metrics, details = evaluated(model, tmp_path, digits, num_queries=10_000)
-    assert set(details["retrieval"]["searches"]) == {"code", "raw"}  # itq itself is measured
+    assert set(details["retrieval"]["searches"]) == {"code", "raw", "shortlist"}  # itq itself is measured
     reader = Reader(Path(digits.shards))
     from data.splits import divide
 
@@ -134,6 +134,21 @@ def test_what_is_found_is_what_brute_force_finds(digits: Inputs, tmp_path: Path)
     assert (about["retrieval"]["num_queries"], about["retrieval"]["num_items"]) == (50, 400)
     assert some["test/precision@10"] != metrics["test/precision@10"]
     assert not evaluated(model, tmp_path / "off", digits, num_queries=0)[1].get("retrieval")
+
+
+def test_a_shortlist_is_ordered_by_the_data_and_the_rest_by_its_bits() -> None:
+    """300 items at distances 0 to 19, so that several tie with the hundredth; data of either sign."""
+    random = torch.Generator().manual_seed(0)
+    bits, data = torch.randint(20, (7, 300), generator=random), torch.randn(7, 300, generator=random)
+    found = shortlisted(lambda part: bits[part], lambda part: data[part])(slice(2, 5))
+    for row, near, exact in zip(found, bits[2:5], data[2:5], strict=True):
+        radius = sorted(near.tolist())[SHORTLIST - 1]
+        listed = [item for item in range(300) if near[item] <= radius]
+        assert SHORTLIST < len(listed) < 130
+        assert row.argsort()[: len(listed)].tolist() == sorted(listed, key=lambda item: float(exact[item]))
+        assert torch.equal(row[near > radius], near[near > radius].double())
+    few = shortlisted(lambda part: bits[part, :50], lambda part: data[part, :50])(slice(0, 7))
+    assert torch.equal(few.argsort(1), data[:, :50].argsort(1))
 
 
 def test_stages_of_documents_end_in_bits(posts: Inputs, tmp_path: Path) -> None:
@@ -164,7 +179,8 @@ def test_documents_are_compared_by_their_words(posts: Inputs, tmp_path: Path) ->
     model = Stack(layers=[SemanticHashing(stack=Stack(layers=layers), loss="softmax")])
     metrics, details = evaluated(model, tmp_path, posts)
     searches = details["retrieval"]["searches"]
-    assert set(searches) == {"code", "raw", "lsa"} and searches["raw"]["what"] == "tf-idf, cosine"
+    assert set(searches) == {"code", "raw", "shortlist", "lsa"} and searches["raw"]["what"] == "tf-idf, cosine"
+    assert searches["shortlist"]["what"] == "100 by these bits, then tf-idf, cosine"
     assert 8 < searches["raw"]["bytes"] < 8 * 10
     assert metrics["test/precision@10/raw"] > 0.9 and metrics["test/precision@10/lsa"] > 0.7
     assert "test/squared_error" not in metrics  # shares of words are no counts
