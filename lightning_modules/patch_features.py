@@ -65,8 +65,9 @@ class PatchFeatures(IteratedModel, Layer):
         places = [(side - patch_size) // stride + 1 for side in (height, width)]
         if min(places) < regions:
             raise ValueError(
-                f"{regions} regions a side need as many patches; {height}×{width} pixels hold {places[0]}×{places[1]} "
-                f"of {patch_size} pixels at stride {stride}"
+                f"{regions} regions a side need as many patches, but {height}×{width} pixels hold "
+                f"{max(0, places[0])}×{max(0, places[1])} of {patch_size} pixels at stride {stride}; "
+                f"lower patch_size, stride or regions"
             )
         self.image_shape, self.num_centres, self.patch_size = list(image_shape), num_centres, patch_size
         self.stride, self.regions, self.contrast, self.epsilon = stride, regions, contrast, epsilon
@@ -84,7 +85,10 @@ class PatchFeatures(IteratedModel, Layer):
 
     @property
     def least_samples(self) -> int:
-        return self.num_centres
+        """Pictures that hold a patch for each centre."""
+        _, *sides = self._picture
+        apart = math.prod((side - self.patch_size) // self._apart + 1 for side in sides)
+        return -(-self.num_centres // apart)
 
     # ---- fitting
 

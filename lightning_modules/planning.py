@@ -18,6 +18,7 @@ from conf.errors import InputError
 from conf.protocol import Description, Flow, Plan, PlanJob, StagePlan
 from lightning_modules.classifier import Classifier
 from lightning_modules.interfaces import (
+    Clusters,
     ComposedModel,
     Encodes,
     Fitted,
@@ -33,6 +34,8 @@ from lightning_modules.maps import require
 from lightning_modules.passes import num_batches
 from lightning_modules.rounds import num_rounds
 from lightning_modules.stack import Stack
+
+SIZES = ("num_hidden", "num_components", "num_centres")  # arguments that say how many samples are needed
 
 
 def plan(job: PlanJob) -> Plan:
@@ -108,6 +111,11 @@ def _plan_model(
     filled: dict[str, Any] = {argument: value for argument, value in known.items() if argument in takes} | arguments
     if "num_classes" in takes:
         _check_labels(name, kind, recipe, description)
+    if "image_shape" in takes and "image_shape" not in filled:
+        raise InputError(
+            f"stage {name}: a {kind} takes pictures, but {_source(stage, description, width)}; "
+            f"say how they lie, image_shape: [height, width]"
+        )
     made_of_stack = registry.made_of_stack(kind)
     if made_of_stack:
         if below is None:
@@ -137,7 +145,12 @@ def _plan_model(
     if isinstance(model, StreamingModel) and description.sizes["train"] < model.least_samples:
         raise InputError(
             f"stage {name}: this {kind} needs {model.least_samples} training samples or more, "
-            f"found {description.sizes['train']}; lower num_hidden"
+            f"found {description.sizes['train']}; lower {next(size for size in SIZES if size in takes)}"
+        )
+    if isinstance(model, Clusters) and description.sizes["train"] < model.num_clusters:
+        raise InputError(
+            f"stage {name}: {model.num_clusters} clusters need as many training samples or more, "
+            f"found {description.sizes['train']}; lower num_clusters"
         )
     if isinstance(model, StreamingModel) and len(weights := recipe.mixture(name)) > 1:
         raise InputError(

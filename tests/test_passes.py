@@ -161,6 +161,11 @@ def test_a_plan_shows_one_pass_and_what_may_stand_on_it() -> None:
         (WHITE + "  up: {on: white, model: {kind: pca, num_hidden: 31}}", "num_hidden must be in 1 … num_visible = 30"),
         ("  white: {model: {kind: pca, num_hidden: 500}}", "this pca needs 501 training samples or more, found 500"),
         ("  white: {model: {kind: whitening}}", "this whitening needs 785 training samples or more, found 500"),
+        ("  mix: {model: {kind: gaussian_mixture, num_components: 501}}", "found 500; lower num_components"),
+        (WHITE + "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
+         "  dec: {on: code, model: {kind: dec, num_clusters: 501}}", "501 clusters need .*; lower num_clusters"),
+        (WHITE + "  up: {on: white, model: {kind: patch_features}}",
+         r"a patch_features takes pictures, but white below it has 30 hidden units; .* image_shape: \[height, width\]"),
         ("  white: {model: {kind: whitening, method: cholesky}}", "method must be one of 'pca', 'zca', not 'cholesky'"),
     ],
 )  # fmt: skip

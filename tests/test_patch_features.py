@@ -59,6 +59,15 @@ def test_patches_are_whitened() -> None:
     assert white.mean(0).abs().max() < 1e-4 and before[0] < 1e-6
 
 
+def test_few_pictures_hold_many_patches() -> None:
+    """8×8 pixels hold 6×6 patches of 3×3, one pixel apart: two pictures are enough for 70 centres, one is not."""
+    model = PatchFeatures(image_shape=[8, 8], num_centres=70, patch_size=3)
+    assert model.least_samples == 2
+    model.start(torch.rand(2, 64))
+    with pytest.raises(ValueError, match="70 centres need as many samples or more, found 36"):
+        model.start(torch.rand(1, 64))
+
+
 def test_a_stage_of_it_learns_features_that_cluster_better(digits: Inputs, tmp_path: Path) -> None:
     """k-means on whitened features, on the codes of a deep autoencoder of them, and on pixels: as scikit-learn's 8×8
     digits go, 79 % on pixels.
@@ -111,7 +120,8 @@ def test_a_deep_autoencoder_on_fitted_layers_learns_their_codes() -> None:
     ("arguments", "message"),
     [
         ({"image_shape": [8]}, r"image_shape must be \[height, width\]"),
-        ({"regions": 9}, "9 regions a side need as many patches; 8×8 pixels hold 3×3 of 4 pixels at stride 2"),
+        ({"regions": 9}, "9 regions a side need as many patches, but 8×8 pixels hold 3×3 of 4 pixels at stride 2"),
+        ({"patch_size": 9}, "hold 0×0 of 9 pixels at stride 2; lower patch_size, stride or regions"),
         ({"epsilon": -0.1}, "epsilon must be 0 or more"),
         ({"stride": 0}, "stride must be at least 1, not 0"),
     ],
