@@ -23,6 +23,7 @@ _LIGHT = (
     "text{fill:#5d666f}.curve{fill:none;stroke-width:1.8}"
     ".rule{stroke:#e2e4e6}.axis{stroke:#5d666f}.bar{fill:#1f6fb2}"
 )
+LONGEST = 26  # of a name in the legend of a map, characters
 _MAX_POINTS = 240  # of a curve; longer ones are averaged in bins
 
 
@@ -164,7 +165,8 @@ def scatter(groups: Mapping[str, Points], title: str) -> str:
     width = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
     middle = ((max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2)
     named = list(groups.items())[: len(_CLASSES)] if len(groups) > 1 else []
-    frame = _Frame(left + side + (130 if named else 6), side + 12, (0, 1), (0, 1))
+    names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name, _ in named]
+    frame = _Frame(left + side + (max(40, 24 + 6 * max(map(len, names))) if named else 6), side + 12, (0, 1), (0, 1))
     parts = []
     for number, group in enumerate(groups.values()):
         colour = _CLASSES[number] if number < len(_CLASSES) else "#7f7f7f"
@@ -173,11 +175,10 @@ def scatter(groups: Mapping[str, Points], title: str) -> str:
             for x, y in group
         )
         parts.append(f'<path d="{dots}" style="stroke:{colour};stroke-width:3.4;stroke-linecap:round;opacity:.75"/>')
-    for number, (name, _) in enumerate(named):
+    for number, name in enumerate(names):
         y = 16 + 14.5 * number
         parts.append(f'<circle cx="{left + side + 12}" cy="{y - 4:.1f}" r="4" style="fill:{_CLASSES[number]}"/>')
-        short = name if len(name) <= 18 else name[:17] + "…"
-        parts.append(f'<text x="{left + side + 21}" y="{y:.1f}">{escape(short)}</text>')
+        parts.append(f'<text x="{left + side + 21}" y="{y:.1f}">{escape(name)}</text>')
     if named and len(groups) > len(named):
         parts.append(f'<text x="{left + side + 21}" y="{side + 4}">and {len(groups) - len(named):,} more, gray</text>')
     return frame.svg(parts, title)

@@ -94,7 +94,7 @@ class RecipeRun:
         if self.recipe.evaluate is not None:
             for planned in self.prepared.plan.stages:
                 if planned.flow != "finetune":
-                    steps.append(Step("evaluate", planned.name, planned.kind, "likelihood, samples, filters"))
+                    steps.append(Step("evaluate", planned.name, planned.kind, "numbers and figures"))
         return sorted(steps, key=lambda step: FLOWS.index(step.flow))
 
     def groups(self) -> Iterator[tuple[str, list[Step]]]:
@@ -370,7 +370,8 @@ class RecipeRun:
             entry["metrics"] = result.metrics | (evaluated.metrics if evaluated else {})
             stages[step.name] = entry | {"seconds": step.seconds, "cached": step.found}
         report = str(self.folder / "report.html")
-        return {"run": self.name, "out": str(self.out), "report": report, "stages": stages}
+        shards = {name: str(manifest.folder) for name, manifest in self.manifests.items()}
+        return {"run": self.name, "out": str(self.out), "report": report, "shards": shards, "stages": stages}
 
     def remember_plan(self) -> None:
         """Keeps the plan's answer, so that the same command needs no torch to know its keys."""

@@ -14,7 +14,14 @@ from typing import Any
 
 from data import durable
 from data.quarantine import Loss
-from flows import report_clusters, report_dictionaries, report_numbers, report_pictures, report_retrieval
+from flows import (
+    report_clusters,
+    report_dictionaries,
+    report_measured,
+    report_numbers,
+    report_pictures,
+    report_retrieval,
+)
 from flows.markup import document, section, short_digest, table, text
 from flows.results import Run, Stage, load
 from flows.wording import apart, duration, errors_in_words, listed, measured, number, promise, warning
@@ -33,6 +40,7 @@ def page(run: Run) -> str:
         report_dictionaries.dictionaries, report_dictionaries.codes,
         report_pictures.activity, report_pictures.weights, report_pictures.reconstructions, report_pictures.samples,
         report_pictures.chains, report_clusters.maps, report_clusters.clusters, report_retrieval.retrieval,
+        report_measured.measured,
         report_numbers.likelihoods, report_numbers.few_labels, recipe, provenance,
     )  # fmt: skip
     body = "\n".join(filter(None, (part(run) for part in parts)))
@@ -83,6 +91,8 @@ def summary(run: Run) -> str:
         of = f"Log-likelihood of a {text(measured([name]))} sample in nats"
         sentences.append(f"{of}: {listed(values)}.{warning([name], 'the number')}")
     sentences += filter(None, [report_clusters.in_words(run), report_retrieval.in_words(run)])
+    if len(sentences) == 1 and said and (numbers := report_measured.in_words(run)):
+        sentences.append(numbers)
     cached = sum(bool(stage.row.get("cached")) for stage in run.stages)
     if cached:
         sentences.append(f"{cached} of {len(run.stages)} stages had been computed before and were reused.")
@@ -149,16 +159,19 @@ def provenance(run: Run) -> str:
         where = ", ".join(f"{key} {value}" for key, value in _flat(placement).items())
         digest = short_digest(stage.result.digest if stage.result else None)
         name = f"<b>{text(stage.name)}</b> {text(stage.row['flow'])}"
-        stages.append(("", [name, short_digest(stage.row["key"]), digest, text(where) or "–"]))
+        model = f"<code>{text(stage.row['folder'])}/model</code>" if stage.result and stage.result.model else "–"
+        stages.append(("", [name, short_digest(stage.row["key"]), digest, model, text(where) or "–"]))
     names = ("data", "shape", "samples", "samples digest", "labels digest", "folder")
     shard_columns = [(name, "tight" if name != "samples" else "") for name in names]
-    stage_columns = [("stage", "tight"), ("key", "tight"), ("digest of its result", "tight"), ("computed with", "wide")]
+    stage_columns = [("stage", "tight"), ("key", "tight"), ("digest of<br>its result", "tight"),
+                     ("model, beside this run's folder", "tight"), ("computed with", "")]  # fmt: skip
     body = table(shard_columns, shards) + "<br>" if shards else ""
     note = (
         "A key names everything that enters a stage's mathematics: model, settings, seed, data and the stages below. "
         "Equal keys on the same machine type give equal results, byte for byte on a CPU; where and how it was computed "
         "stands in the last column. Digests are SHA-256, cut to twelve digits (the whole one is the tooltip). "
-        "<code>strata data FOLDER</code> shows what is in a folder of shards."
+        "<code>strata data FOLDER</code> shows what is in a folder of shards; <code>strata encode MODEL --shards "
+        "FOLDER</code> and its like go on from a model."
     )
     return section("Provenance", body + table(stage_columns, stages), note)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from flows import charts, figures
 from flows.markup import card, cards, image, moving, section, text
 from flows.results import Run
-from flows.wording import findings, listed, measured, number, warning
+from flows.wording import listed, measured, number, warning
 
 
 def curves(run: Run) -> str:
@@ -126,8 +126,8 @@ def reconstructions(run: Run) -> str:
             small = f"{text(measured([stage.set]))} samples, the reconstruction under each original"
             if "corrupted" in arrays:
                 small += ", between them the corrupted copy it was made from; numbers are of clean ones"
-            if found := findings(stage.result.metrics if stage.result else {}):
-                small += f" · {text(found)}"
+            error = (stage.result.metrics if stage.result else {}).get(f"{stage.set}/squared_error")
+            small += f" · squared error {number(error, 4)}" if error is not None else ""
             shown.append(card(f"<b>{text(stage.name)}</b>", small, picture))
     if not shown:
         return ""

@@ -95,17 +95,6 @@ def warning(sets: Iterable[str], what: str) -> str:
 # --- what a likelihood promises --------------------------------------------------------------------------------------
 
 
-def findings(metrics: Mapping[str, float]) -> str:
-    """Everything an evaluation measured but log-likelihoods and retrieval, which need more words."""
-    elsewhere = ("precision", "bits_on")
-    found = {
-        name.replace("/", " ").replace("_", " "): value
-        for name, value in metrics.items()
-        if not any(word in name for word in elsewhere)
-    }
-    return " · ".join(f"{name} {number(value, 4)}" for name, value in found.items() if not name.endswith("log prob"))
-
-
 def promise(found: Mapping[str, Any]) -> tuple[str, str, str]:
     """(sign, kind, words) of a likelihood entry; whatever its kind says, nothing less an AIS estimate is a bound."""
     kind, estimator = str(found["kind"]), str(found["estimator"])

@@ -57,8 +57,8 @@ def test_every_section_with_its_reading_note(finished: str) -> None:
     page = Reader(finished)
     assert page.open == [], "a tag is left open"
     sections = ["What ran", "Training curves", "Free-energy gap", "Learned filters", "Hidden activity", "Weights",
-                "Reconstructions", "Samples beside real data", "Gibbs chains", "Likelihoods", "Few labels", "Recipe",
-                "Provenance"]  # fmt: skip
+                "Reconstructions", "Samples beside real data", "Gibbs chains", "Measured", "Likelihoods", "Few labels",
+                "Recipe", "Provenance"]  # fmt: skip
     assert re.findall(r"<h2>(.*?)</h2>", finished) == sections
     assert page.words.count("How to read this.") == len(sections) - 1
 
@@ -244,9 +244,25 @@ def test_numbers_with_their_errors(value: float, std_error: float | None, expect
     assert wording.with_error(value, std_error).replace("\u00a0", " ") == expected
 
 
-def test_findings_are_all_that_was_measured_but_likelihoods() -> None:
-    metrics = {"test/log_prob": -90.0, "test/squared_error": 13.8666, "validation/covariance_error": 0.0391}
-    assert wording.findings(metrics) == "test squared error 13.87 · validation covariance error 0.03910"
+def test_what_has_no_section_of_its_own_is_in_a_table_models_beside_each_other(tmp_path: Path) -> None:
+    """Perplexities, errors, energies; and, of a run with nothing better to say, in its head."""
+    found: dict[str, dict[str, float]] = {
+        "layer1": {"test/perplexity": 1005.62, "test/unigram_perplexity": 1096.1, "test/squared_error": 13.8666},
+        "vae": {"validation/squared_error": 3.5, "test/squared_error": 6.88, "test/nmi": 0.5, "test/log_prob": -9.0},
+    }
+    for name, metrics in found.items():
+        stage(tmp_path, f"{name}-evaluate", "evaluate", "rbm", metrics=metrics, details={"set": "test"})
+        stage(tmp_path, name, "train", "rbm", metrics={}, model=True)
+    shown = [row for row in STAGES if row["name"] in found]
+    record(tmp_path, shown)
+    page = report.write(tmp_path, RUN).read_text()
+    cells = [
+        re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", page.split("Measured</h2>")[1])
+    ]
+    assert cells[:18] == ["quantity", "model", "test", "validation",
+                          "squared error", "layer1", "13.87", "–", "", "vae", "6.880", "3.500",
+                          "perplexity", "layer1", "1,006", "–", "unigram perplexity", "layer1"]  # fmt: skip
+    assert "Perplexity of a test sample: layer1 1,006." in Reader(page).words
 
 
 def test_one_line_of_a_likelihood_for_the_terminal() -> None:
@@ -344,6 +360,13 @@ def test_activity_counts_units_and_examples() -> None:
     assert "<title>0 to 0.05: 2</title>" in found.by_unit and "<title>0.95 to 1: 1</title>" in found.by_unit
     assert "<title>0.3 to 0.35: 2</title>" in found.by_example
     assert figures.activity({}) == {} and figures.weights({}) == {}
+
+
+def test_the_legend_of_a_map_has_room_for_its_names() -> None:
+    longest = "comp.sys.ibm.pc.hardware"
+    narrow, wide = (charts.scatter({"0": [(0, 0), (1, 1)], name: [(0, 1)]}, "map") for name in ("1", longest))
+    width, wider = (int(re.findall(r'viewBox="0 0 (\d+)', svg)[0]) for svg in (narrow, wide))
+    assert f">{longest}<" in wide and wider - width > 90
 
 
 def test_ticks_are_round() -> None:
