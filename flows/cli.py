@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     found = command("check", _check, "validate a recipe and print its plan", "check conf/mnist_dbn.yaml")
     recipe(found)
     found = command("ingest", _ingest, "raw data → verified shards", "ingest idx /data/mnist --out shards/mnist")
-    found.add_argument("kind", help="digits, idx, arrays, images, table, text, counts, webdataset or audio")
-    found.add_argument("path", nargs="?", help="file, folder or fsspec address (s3://…); digits needs none")
+    found.add_argument("kind", help="digits, idx, arrays, images, table, text, counts, webdataset, audio, patches")
+    found.add_argument("path", nargs="?", help="file, folder or fsspec address (s3://…); digits and patches need none")
     found.add_argument(
         "settings",
         nargs="*",

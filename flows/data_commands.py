@@ -69,6 +69,9 @@ def _settings(arguments: argparse.Namespace) -> Any:
         override(tree, assignment)
     if path is not None and tree["kind"] == "digits":
         raise InputError(f"ingest: the source digits takes no path, found '{show(path)}'")
+    if path is not None and tree["kind"] == "patches":
+        of = "'of={kind: images, path: PATH, size: [HEIGHT, WIDTH]}'"
+        raise InputError(f"ingest: patches are cut from another source, {of}, and take no path, found '{show(path)}'")
     try:
         return TypeAdapter(Source).validate_python(tree)
     except ValidationError as error:

@@ -101,7 +101,8 @@ def _about(model: Path) -> dict[str, Any]:
     path = model / "model.json"
     if not path.is_file():
         raise InputError(
-            f"{show(model)}: expected a model directory (with model.json), found none; a run names its models"
+            f"{show(model)}: expected a model directory (with model.json), found none; "
+            "a run's report names its models under Provenance, and strata run --json under stages"
         )
     try:
         about: dict[str, Any] = durable.read_json(path)

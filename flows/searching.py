@@ -79,6 +79,8 @@ def _query(arguments: argparse.Namespace) -> Query:
 def build(codes: Path, out: Path, kind: str, recall: float, *, silent: bool) -> dict[str, Any]:
     """An index of packed codes into OUT."""
     refuse_unwritable(out)
+    if out.resolve() == codes.resolve():
+        raise InputError(f"--build {show(out)}: holds the codes themselves; choose a folder for the index alone")
     try:
         job = IndexJob(codes=str(codes.absolute()), out=str(out.absolute()), kind=kind, recall=recall)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -186,7 +188,7 @@ def _lines(nearest: Nearest) -> list[str]:
     """A table."""
     said = [nearest.item.label, nearest.item.key, nearest.item.title] if nearest.item else []
     lines = ["", " · ".join([f"nearest to {nearest.asked}", *filter(None, said)]), nearest.headline()]
-    rows = [("rank", "bits apart", "item", "class", "key", "title")]
+    rows = [("rank", "bits apart", "item", "class", "key", "title or words")]
     for rank, (distance, item) in enumerate(nearest.found, start=1):
         rows.append((str(rank), str(distance), item.place or str(item.number), item.label, item.key, item.title))
     shown = [column for column in zip(*rows, strict=True) if any(column[1:])]

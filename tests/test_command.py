@@ -216,10 +216,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_the_answer_of_a_run_names_models_and_numbers(finished: tuple[Path, Any]) -> None:
     folder, answer = finished
-    assert set(answer) == {"run", "out", "report", "stages"} and answer["out"] == str(folder / "out")
+    assert set(answer) == {"run", "out", "report", "shards", "stages"} and answer["out"] == str(folder / "out")
     assert Path(answer["report"]).stat().st_size > 10_000
+    assert (Path(answer["shards"]["data"]) / "manifest.json").exists()
     layer1, classify = answer["stages"]["layer1"], answer["stages"]["classify"]
     assert (Path(layer1["model"]) / "weights.safetensors").exists()
+    assert str(Path(layer1["model"]).relative_to(folder / "out")) in Path(answer["report"]).read_text()
     assert {"train/loss", "validation/loss", "test/log_prob", "test/squared_error"} <= set(layer1["metrics"])
     assert layer1["cached"] is False and layer1["seconds"] > 0
     assert classify["model"] is None

@@ -126,6 +126,11 @@ def test_names_of_classes_and_files_cannot_steer_a_terminal(say: Say, place: Pat
             "ingest: unknown kind 'digit' (did you mean 'digits'?); expected",
         ),
         (["ingest", "digits", "v.npy", "--out", "o"], 2, "the source digits takes no path, found 'v.npy'"),
+        (
+            ["ingest", "patches", "photos.zip", "--out", "o"],
+            2,
+            "patches are cut from another source, 'of={kind: images,",
+        ),
         (["ingest", "digits", "--out", ""], 2, "argument --out: is empty; expected a path"),
         (["ingest", "digits", "--out", "file"], 6, "--out file: is a file; choose another place"),
         (["ingest", "digits", "--out", "file/x"], 6, "/file is a file; choose another place"),

@@ -302,6 +302,8 @@ def test_the_command_builds_looks_and_draws(pictures: World, say: Say, tmp_path:
         assert found == pictures.nearest(pictures.bits[number], 4, without=number)
     assert Image.open("near.png").size[0] > 2 * Image.open("near.png").size[1]  # five beside each other, two rows
 
+    said = error(say("search", pictures.codes, "--build", pictures.codes), 2)
+    assert "holds the codes themselves" in said and not (pictures.codes / "index.json").exists()
     flip(tmp_path / "buckets" / "index.faiss", 2000, 1)
     assert "index.faiss: differs from the digest" in error(say("search", "buckets", "--item", "5"), 4)
 
