@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from conf.errors import show
 from flows.items import Item
 from flows.markup import cards, document, section, table, text
 
@@ -49,6 +50,11 @@ def searched(about: Mapping[str, Any]) -> str:
     return f"{codes}, in buckets: {share} are looked into, which found {about['recall']:.1%} of the ten nearest"
 
 
+def quoted(words: str) -> str:
+    """A text that was looked for, as one line."""
+    return f"“{show(' '.join(words.split()), 80)}”"
+
+
 def page(about: Mapping[str, Any], body: str, home: str = "") -> str:
     """home: where the title leads to."""
     title = f'<a href="{home}">Nearest by code</a>' if home else "Nearest by code"
@@ -84,7 +90,7 @@ def _listed(found: Sequence[tuple[int, Item]], picture: Picture, link: Link) -> 
     if not found:
         return "<p>Nothing so near.</p>"
     if picture(found[0][1]):
-        shown = [_card(item, f"{distance} bits", picture, link) for distance, item in found]
+        shown = [_card(item, f"{distance} bit{'s' * (distance != 1)}", picture, link) for distance, item in found]
         return f'<div class="near">{cards(shown)}</div>'
     columns = [("rank", "number"), ("bits apart", "number"), ("item", "tight"), ("class", ""), ("key", ""),
                ("title or words", "text")]  # fmt: skip

@@ -101,7 +101,7 @@ class Server(ThreadingHTTPServer):
         elif words:
             if len(words) > MAX_TEXT:
                 raise InputError(f"text: expected at most {MAX_TEXT:,} characters, found {len(words):,}")
-            asked, query, name = None, Query(text=words, **more), f"“{show(words, 80)}”"
+            asked, query, name = None, Query(text=words, **more), search_page.quoted(words)
         else:
             return None
         answer = self.searcher.ask(query)[0]

@@ -19,7 +19,7 @@ from flows import markup, pictures, search_page
 from flows.items import Item, Items
 from flows.places import refuse_unwritable
 from flows.progress import MAX_LINE, Reporter
-from flows.search_page import Nearest, searched
+from flows.search_page import Nearest, quoted, searched
 from flows.search_server import Server
 from flows.searcher import Searcher
 from flows.stage import run_jobs
@@ -180,7 +180,7 @@ def _asked(query: Query, row: int, item: Item | None) -> str:
     if item is not None:
         return f"item {item.place or item.number}"
     if query.text is not None:
-        return f"“{show(' '.join(query.text.split()), 60)}”"
+        return quoted(query.text)
     return f"code {row} of {show(query.codes)}" if query.codes is not None else show(query.picture)
 
 

@@ -250,7 +250,7 @@ def test_words_are_typed_and_pictures_are_served(served: tuple[World, Server]) -
         assert np.abs(drawn / 255 - world.reader.values(np.array([42]))[0].reshape(8, 8)).max() < 0.01
         assert get(server, "/picture/1797.png")[0] == 404
     else:
-        page = get(server, "/?text=orbit+%3Cmoon%3E&k=2")[1].decode()
+        page = get(server, "/?text=orbit%0D%0A%3Cmoon%3E&k=2")[1].decode()
         assert len(set(re.findall(r'href="/\?item=(train/\d+)', page))) == 2 and "“orbit &lt;moon&gt;”" in page
         assert get(server, "/?text=xyzzy")[0] == 400 and get(server, "/picture/1.png")[0] == 404
 
