@@ -37,8 +37,9 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def label(value: float) -> str:
-    """A tick's label: 1500 → 1.5k, −0.25 with a real minus."""
-    text = f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+    """A tick's label: 1500 → 1.5k, 1900000 → 1.9M, −0.25 with a real minus."""
+    thousands = 0 if abs(value) < 1000 else 1 if abs(value) < 1e6 else 2
+    text = f"{value / 1000**thousands:g}{' kM'[thousands].strip()}"
     return text.replace("-", "−")
 
 

@@ -88,7 +88,7 @@ class RecipeRun:
             runs = f"{planned.runs} runs, " if planned.runs > 1 else ""
             steps_of = "one pass" if planned.one_pass else f"{runs}{planned.steps:,} steps"
             if planned.rounds:
-                steps_of = f"at most {planned.steps:,} rounds"
+                steps_of = f"at most {planned.steps:,} round{'s' * (planned.steps > 1)}"
             what = f"{planned.shape}, {steps_of}" if planned.steps else planned.shape
             steps.append(Step(planned.flow, planned.name, planned.kind, what))
         if self.recipe.evaluate is not None:

@@ -56,8 +56,12 @@ def measured(run: Run) -> str:
 
 
 def in_words(run: Run) -> str:
-    """One sentence for the head of a page that has no better one: perplexities, or else squared errors."""
-    for quantity, of in (("perplexity", "Perplexity of"), ("squared_error", "Squared error of")):
+    """One sentence for the head of a page that has no better one: the first of these that anything was measured in."""
+    for quantity, of in (
+        ("perplexity", "Perplexity of"),
+        ("energy_ratio", "Energy of guessed codes, of the optimum's, on"),
+        ("squared_error", "Squared error of"),
+    ):
         said: dict[str, list[str]] = {}
         for stage in run.evaluations:
             value = (stage.result.metrics if stage.result else {}).get(f"{stage.set}/{quantity}")

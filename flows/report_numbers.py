@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from flows import charts, over_epochs
 from flows.markup import cards, section, table, text
-from flows.results import Run
+from flows.results import Run, Stage
 from flows.wording import apart, measured, metric, number, promise, warning, with_error
 
 
@@ -62,31 +63,62 @@ def _side_by_side(rows: Mapping[str, list[tuple[float, float]]]) -> str:
 
 
 def few_labels(run: Run) -> str:
+    shown = [stage for stage in run.stages if stage.result and stage.labels]
+    if not shown:
+        return ""
+    twins = [stage for stage in shown if any(not model["pretrained"] for model in stage.result.models)]  # type: ignore[union-attr]
+    alone = [stage for stage in shown if stage not in twins]
+    body = "".join(map(_beside_twins, twins)) + (_beside_each_other(alone) if alone else "")
+    note = "Mean ± standard error over seeds; a seed draws the labels and the new weights. "
+    if twins:
+        note = (
+            "The pretrained classifier starts from the stack learned without labels; its supervised twin is the same "
+            f"net from random weights, trained on the same revealed labels with equal care. {note}The gain is paired "
+            "(twin minus pretrained, same seed), so it is surer than the two columns look. Good: a gain of more than "
+            "three standard errors, shrinking as labels increase. In the plot a dot is a seed, a thin line joins the "
+            "pair, a wide mark is the mean. "
+        )
+    if alone:
+        note += "Stages of one seed and number of labels have learned from the same labels."
+    return section("Few labels", body, note.strip())
+
+
+def _beside_twins(stage: Stage) -> str:
+    """A stage's errors beside those of its supervised twins, as a table and a chart."""
     columns = [("labels", "number"), ("pretrained, % error", "number"), ("supervised twin, % error", "number"),
                ("paired gain, points", "number"), ("seeds", "number")]  # fmt: skip
-    body = []
-    for stage in run.stages:
-        if not stage.result or not (counts := stage.labels):
-            continue
-        metrics, groups, rows = stage.result.metrics, {}, []
-        for labels in counts:
-            runs: dict[int, dict[bool, float]] = {}
-            for model in stage.result.models:
-                if str(model["labels"]) == labels:
-                    runs.setdefault(model["seed"], {})[bool(model["pretrained"])] = float(model["error"])
-            groups[labels] = [(pair[True], pair.get(False)) for pair in runs.values() if True in pair]
-            names = [f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"]
-            values = [metric(metrics, name) for name in names]
-            rows.append(("", [text(labels), *values, str(len(runs) or "–")]))
-        plot = charts.paired(groups, "revealed labels", "test error, %")
-        if plot:
-            plot = f'<figure class="plot">{charts.legend(["pretrained", "supervised twin"])}{plot}</figure>'
-        body.append(f"<h3>{text(stage.name)}</h3>" + table(columns, rows) + plot)
-    note = (
-        "The pretrained classifier starts from the stack learned without labels; its supervised twin is the same net "
-        "from random weights, trained on the same revealed labels with equal care. Mean ± standard error over seeds; a "
-        "seed draws the labels and the new weights. The gain is paired (twin minus pretrained, same seed), so it is "
-        "surer than the two columns look. Good: a gain of more than three standard errors, shrinking as labels "
-        "increase. In the plot a dot is a seed, a thin line joins the pair, a wide mark is the mean."
-    )
-    return section("Few labels", "".join(body), note) if body else ""
+    assert stage.result is not None
+    metrics, groups, rows = stage.result.metrics, {}, []
+    for labels in stage.labels:
+        runs: dict[int, dict[bool, float]] = {}
+        for model in stage.result.models:
+            if str(model["labels"]) == labels:
+                runs.setdefault(model["seed"], {})[bool(model["pretrained"])] = float(model["error"])
+        groups[labels] = [(pair[True], pair.get(False)) for pair in runs.values() if True in pair]
+        names = [f"test/error@{labels}", f"test/error@{labels}/supervised", f"test/gain@{labels}"]
+        values = [metric(metrics, name) for name in names]
+        rows.append(("", [text(labels), *values, str(len(runs) or "–")]))
+    plot = charts.paired(groups, "revealed labels", "test error, %")
+    if plot:
+        plot = f'<figure class="plot">{charts.legend(["pretrained", "supervised twin"])}{plot}</figure>'
+    return f"<h3>{text(stage.name)}</h3>" + table(columns, rows) + plot
+
+
+def _beside_each_other(stages: Sequence[Stage]) -> str:
+    """Errors of stages without twins: a column and a line a stage."""
+    results = {stage.name: stage.result.metrics for stage in stages if stage.result}
+    counts = list(dict.fromkeys(labels for stage in stages for labels in stage.labels))
+    counts.sort(key=lambda labels: float(labels) if labels.isdigit() else math.inf)
+    columns = [("labels", "number"), *((f"{text(name)}, % error", "number") for name in results)]
+    rows = [
+        ("", [text(labels), *(metric(metrics, f"test/error@{labels}") for metrics in results.values())])
+        for labels in counts
+    ]
+    drawn = {
+        name: [(float(place), metrics.get(f"test/error@{labels}", math.nan)) for place, labels in enumerate(counts)]
+        for name, metrics in results.items()
+    }
+    places = {float(place): labels for place, labels in enumerate(counts)}
+    chart = charts.curves(drawn, "errors with few labels", "revealed labels", "test error, %", places)
+    plot = f'<figure class="plot">{charts.legend(list(drawn))}{chart}</figure>' if len(counts) > 1 else ""
+    return table(columns, rows) + plot

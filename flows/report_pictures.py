@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flows import charts, figures
 from flows.markup import card, cards, image, moving, section, text
-from flows.results import Run
+from flows.results import Run, Stage
 from flows.wording import listed, measured, number, warning
 
 
@@ -25,7 +25,7 @@ def curves(run: Run) -> str:
                     panels[quantity][part].append((step, value))
         for quantity, series in panels.items():
             words = quantity.replace("_", " ").replace("/", " ")
-            chart = charts.curves(series, f"{words} of {stage.name}", "optimizer step", words)
+            chart = charts.curves(series, f"{words} of {stage.name}", _step(stage), words)
             if chart:
                 drawn.append(card(f"<b>{text(stage.name)}</b> · {text(words)}", "", chart))
                 legend = ["train", "validation"] if series["validation"] else legend
@@ -37,6 +37,10 @@ def curves(run: Run) -> str:
         "Long curves are averaged in bins."
     )
     return section("Training curves", charts.legend(legend) + cards(drawn), note) if drawn else ""
+
+
+def _step(stage: Stage) -> str:
+    return "round over the data" if "round" in str(stage.row.get("what")) else "optimizer step"
 
 
 def free_energy_gap(run: Run) -> str:

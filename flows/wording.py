@@ -37,13 +37,14 @@ def public(value: str) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits, a real minus sign, e-notation from a million on; a dash where there is no number."""
+    """Significant digits, a real minus sign, e-notation from a million on and below 1e−4; a dash for no number."""
     if value is None:
         return "–"
     if not math.isfinite(value):
         return str(value)
-    if abs(value) >= _E_NOTATION:
-        return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("-", "−")
+    if abs(value) >= _E_NOTATION or 0 < abs(value) < 1e-4:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa}e{int(power)}".replace("-", "−")
     places = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
     return f"{value:,.{places}f}".replace("-", "−")
 

@@ -25,6 +25,7 @@ from lightning_modules.seeding import seed_torch
 from lightning_modules.stack import Stack
 
 SECONDS_BETWEEN_CHECKPOINTS = 2.0
+SIZES = ("samples", "patches")  # the same in every round: no curve
 
 
 def num_rounds(samples: int, model: IteratedModel) -> int:
@@ -114,7 +115,7 @@ class _Progress:
         self._number += 1
         if not row:
             return
-        means = {f"train/{name}": total / self._number for name, total in self._sums.items() if name != "samples"}
+        means = {f"train/{name}": total / self._number for name, total in self._sums.items() if name not in SIZES}
         self._journal.append(done, means)
         self._sums, self._number = {}, 0
         if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS:

@@ -238,6 +238,7 @@ def test_it_is_quick(tmp_path: Path) -> None:
         (-1_234_567.0, None, "−1.23e6"),
         (3.0e25, None, "3.00e25"),
         (1_234_567.0, 25_000.0, "(1.235 ± 0.025)e6"),
+        (3.576e-16, None, "3.58e−16"),
     ],
 )
 def test_numbers_with_their_errors(value: float, std_error: float | None, expected: str) -> None:
@@ -263,6 +264,19 @@ def test_what_has_no_section_of_its_own_is_in_a_table_models_beside_each_other(t
                           "squared error", "layer1", "13.87", "–", "", "vae", "6.880", "3.500",
                           "perplexity", "layer1", "1,006", "–", "unigram perplexity", "layer1"]  # fmt: skip
     assert "Perplexity of a test sample: layer1 1,006." in Reader(page).words
+
+
+def test_stages_without_twins_stand_beside_each_other(tmp_path: Path) -> None:
+    for name, errors in {"parts": (11.7, 4.72), "pixels": (31.7, 15.9)}.items():
+        metrics = dict(zip(("test/error@100", "test/error@1000"), errors, strict=True))
+        models = [{"labels": labels, "seed": 0, "pretrained": True, "path": "p", "error": error, "revealed": "r"}
+                  for labels, error in zip((100, 1000), errors, strict=True)]  # fmt: skip
+        stage(tmp_path, name, "finetune", "classifier", metrics=metrics, models=models)
+    record(tmp_path, [{"name": name, "flow": "finetune", "kind": "classifier"} for name in ("parts", "pixels")])
+    shown = report.write(tmp_path, RUN).read_text().split("Few labels</h2>")[1].split("</section>")[0]
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", shown)]
+    assert cells == ["labels", "parts, % error", "pixels, % error", "100", "11.7", "31.7", "1000", "4.72", "15.9"]
+    assert shown.count("<polyline") == 2 and "twin" not in shown
 
 
 def test_one_line_of_a_likelihood_for_the_terminal() -> None:
@@ -372,7 +386,7 @@ def test_the_legend_of_a_map_has_room_for_its_names() -> None:
 def test_ticks_are_round() -> None:
     assert charts.ticks(0, 400) == [0, 100, 200, 300, 400]
     assert charts.ticks(-0.31, 0.29) == [-0.2, 0, 0.2]
-    assert [charts.label(value) for value in (1500, -0.25, 0)] == ["1.5k", "−0.25", "0"]
+    assert [charts.label(value) for value in (1500, 1.9e6, -0.25, 0)] == ["1.5k", "1.9M", "−0.25", "0"]
 
 
 def test_colours_of_filters_are_symmetric() -> None:
