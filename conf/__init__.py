@@ -312,7 +312,10 @@ class Finetune(Strict):
         for field in ("seeds", "epochs", "batch_size"):
             value = getattr(self, field)
             if isinstance(value, dict) and set(value) != set(self.labels):
-                raise ValueError(f"'{field}' must give one value for each of labels {self.labels}")
+                found = [*value]
+                raise ValueError(
+                    f"'{field}' must give one value for each of labels {self.labels}, found those of {found}"
+                )
         return self
 
     def per_labels(self, field: Literal["seeds", "epochs", "batch_size"], labels: Labels) -> int:

@@ -143,7 +143,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("stages.few={finetune: {labels: [10]}}", "stages.few: 'finetune' needs 'on'"),
         ("stages.few={on: layer1, finetune: {labels: [1, 1]}}", "names the same number of labels twice"),
         ("stages.few={on: layer1, finetune: {labels: [0]}}", "stages.few.finetune.labels.0: Input should be"),
-        ("stages.few={on: layer1, finetune: {labels: [5], seeds: {6: 1}}}", "'seeds' must give one value for each of"),
+        (
+            "stages.few={on: layer1, finetune: {labels: [5], seeds: {6: 1}}}",
+            "'seeds' must give one value for each of labels [5], found those of [6]",
+        ),
         ("datasets={a: {source: {kind: digits}}}", "needs exactly one of 'data' and 'datasets'"),
         ("data.shards=/x", "data: needs exactly one of 'source' and 'shards'"),
         ("stages.layer1.data=b", "stages.layer1.data names 'b'; the data sets are ['data']"),
