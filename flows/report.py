@@ -37,6 +37,7 @@ def write(out: Path, run: str) -> Path:
 def page(run: Run) -> str:
     parts = (
         header, what_ran, report_pictures.curves, report_pictures.free_energy_gap, report_pictures.filters,
+        report_pictures.words,
         report_dictionaries.dictionaries, report_dictionaries.codes,
         report_pictures.activity, report_pictures.weights, report_pictures.reconstructions, report_pictures.samples,
         report_pictures.chains, report_clusters.maps, report_clusters.clusters, report_retrieval.retrieval,

@@ -6,7 +6,7 @@ A section is a function of the run; it is empty where no stage has what it shows
 from __future__ import annotations
 
 from flows import charts, figures
-from flows.markup import card, cards, image, moving, section, text
+from flows.markup import card, cards, image, moving, section, table, text
 from flows.results import Run, Stage
 from flows.wording import listed, measured, number, warning
 
@@ -66,8 +66,9 @@ def free_energy_gap(run: Run) -> str:
 def filters(run: Run) -> str:
     shown, seen = [], set()
     for stage in run.evaluations:
+        words = _words(stage)
         for layer, content in figures.filters(stage.figure("filters")).items():
-            if content not in seen:
+            if content not in seen and layer not in words:
                 seen.add(content)
                 picture = image(content, f"filters of {stage.name}, {layer}")
                 small = f"{stage.row['kind']} · layer {layer.removeprefix('layer')}"
@@ -79,6 +80,33 @@ def filters(run: Run) -> str:
         "training or dead units."
     )
     return section("Learned filters", cards(shown), note) if shown else ""
+
+
+def words(run: Run) -> str:
+    """What units of documents look for, and of any data whose values have names."""
+    parts = []
+    for stage in run.evaluations:
+        for layer, units in _words(stage).items():
+            topics = layer == "topics"
+            said = ("more probable than in other topics", "less probable") if topics else ("raised by", "lowered by")
+            columns = [("", "number"), (said[0], "text"), (said[1], "")]
+            rows = [
+                ("", [str(place), *(text(", ".join(ends)) for ends in unit)])
+                for place, unit in enumerate(units, start=1)
+            ]
+            what = f"{len(units)} topics" if topics else f"{len(units)} units of layer {layer.removeprefix('layer')}"
+            parts.append(f"<h3>{text(stage.name)} · {text(stage.row['kind'])}, {what}</h3>{table(columns, rows)}")
+    note = (
+        "What a unit looks for, as seen through the layers below it: the values that raise it most beside the other "
+        "units, first the strongest, and those that lower it most. Good: what stands together belongs together, and "
+        "units differ. The same few in many units, or such as nothing joins, mean too little training, or more units "
+        "than the data need."
+    )
+    return section("Words of hidden units", "".join(parts), note) if parts else ""
+
+
+def _words(stage: Stage) -> dict[str, list[list[list[str]]]]:
+    return dict(stage.result.details.get("words", {})) if stage.result else {}
 
 
 def activity(run: Run) -> str:

@@ -93,6 +93,8 @@ def evaluate(job: EvaluateJob, tell: Tell) -> Measured:
     alike = retrieved(model, reader, parts, name, job.evaluate.retrieval)
     metrics |= {f"{name}/{quantity}": value for quantity, value in alike.metrics.items()}
     details |= groups.details | alike.details
+    if (names := reader.manifest.features()) and (words := figures.named(model, names)):
+        details["words"] = words
     _draw(model, x, job, reader.manifest.image_shape, groups, atoms, alike.curves)
     return kind_of(model), metrics, details
 

@@ -6,7 +6,7 @@ it is missing. Arrays that end in `num_visible` are data and may be pictures; al
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -21,12 +21,14 @@ from lightning_modules.interfaces import (
     Fitted,
     HasChains,
     HasHiddenLayers,
+    HasTopics,
     Samples,
     SamplesByClass,
 )
 from lightning_modules.stack import Stack
 
 NUM_SAMPLES, NUM_FILTERS, NUM_RECONSTRUCTIONS, NUM_CLASSES, NUM_CHAINS = 64, 100, 16, 16, 8
+NUM_NAMED, NUM_RAISED, NUM_LOWERED = 20, 8, 4  # units of documents, and words of each
 NUM_ACTIVE = 1000  # examples that the activity of hidden units is measured on
 NUM_BINS = 41  # of the histogram of weights, the middle one around zero
 FIRST_SWEEPS = 24  # of the chains, shown one by one; after them every power of five
@@ -77,6 +79,31 @@ def filters(model: Fitted) -> Data:
     fields = {} if shown is None else shown.receptive_fields()
     longest = {height: field.norm(dim=1).argsort(descending=True)[:NUM_FILTERS] for height, field in fields.items()}
     return {f"layer{height}": field[longest[height].sort().values] for height, field in fields.items()}
+
+
+def named(model: Fitted, names: Sequence[str]) -> dict[str, list[list[list[str]]]]:
+    """{layerK: of some of the units that `filters` shows the names of the values that raise and that lower them most}.
+
+    Of topics "topics". All beside the mean over the units, since frequent words have much of everything.
+    """
+    topical = able(model, HasTopics)
+    fields = filters(model) if topical is None else {"topics": topical.topics()}
+    fields = {layer: field - field.mean(0) for layer, field in fields.items()}
+    return {
+        layer: [
+            [[names[place] for place in ends.tolist() if sign * unit[place] > 0] for sign, ends in _ends(unit)]
+            for unit in field[:NUM_NAMED]
+        ]
+        for layer, field in fields.items()
+        if len(names) == field.shape[1]
+    }
+
+
+def _ends(unit: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Places of a unit's largest values, and of its smallest."""
+    order = unit.argsort(descending=True, stable=True)
+    yield 1, order[:NUM_RAISED]
+    yield -1, order.flip(0)[:NUM_LOWERED]
 
 
 def activity(model: Fitted, x: Tensor) -> Numbers:

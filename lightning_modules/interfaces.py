@@ -2,8 +2,8 @@
 
 Axis 1, how it is fitted: exactly one of `Model`, `PhasedModel`, `StreamingModel`, `ComposedModel`.
 Axis 2, what it can do: any of `Encodes`, `Layer`, `Clusters`, `StartsFromBelow`, `StartsFromData`, `SamplesHidden`,
-`Samples`, `Classifies`, `SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `Hashes`,
-`HasDictionary`, `Measures`, `HasMonitors`, `RankState`, `MovingAverages`.
+`Samples`, `Classifies`, `SamplesByClass`, `HasLogProb`, `HasFreeEnergy`, `HasChains`, `HasHiddenLayers`, `HasTopics`,
+`Hashes`, `HasDictionary`, `Measures`, `HasMonitors`, `RankState`, `MovingAverages`.
 Training asks for axis 1; commands, reports and contract tests ask for axis 2.
 
 Rules for every model. It is plain single-device mathematics: no Lightning, no shards, no files. Its constructor is
@@ -310,6 +310,14 @@ class HasHiddenLayers(ABC):
     @abstractmethod
     def receptive_fields(self) -> dict[int, Tensor]:
         """The same as seen from the data, through all layers between: (num_units_k, num_visible) a layer."""
+
+
+class HasTopics(ABC):
+    """Explains documents by topics."""
+
+    @abstractmethod
+    def topics(self) -> Tensor:
+        """(num_topics, num_visible): how probable each word is in each."""
 
 
 @dataclass(frozen=True)

@@ -178,18 +178,24 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
 
     def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
         """{L: codes}, (batch, num_hidden), if the codes lie in [0, 1]."""
-        return {len(self): self.encode(v)} if self.hidden_range == (0.0, 1.0) else {}
+        return {self._height: self.encode(v)} if self.hidden_range == (0.0, 1.0) else {}
 
     def incoming_weights(self) -> dict[int, Tensor]:
         """{L: the top layer's own filters}, if it learned any by gradient and they are its weights."""
         top = self[-1]
         if isinstance(top, (StreamingModel, Convolves)) or not isinstance(top, HasFilters):
             return {}
-        return {len(self): top.filters()}
+        return {self._height: top.filters()}
 
     def receptive_fields(self) -> dict[int, Tensor]:
         """{L: its filters as seen from the data}, (num_hidden, num_visible), unless it only rescales."""
-        return {} if isinstance(self[-1], Rescales) else {len(self): self.filters()[-1]}
+        return {} if isinstance(self[-1], Rescales) else {self._height: self.filters()[-1]}
+
+    @property
+    def _height(self) -> int:
+        """L: of the top layer, of one made of a stack that of its code."""
+        below = getattr(self[-1], "stack", None)
+        return len(self) - 1 + (len(below) if isinstance(below, Stack) else 1)
 
     @classmethod
     def example(cls) -> tuple[Self, Tensor]:

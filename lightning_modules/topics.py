@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lightning_modules.interfaces import Batch, Effort, HasLogProb, LogLikelihood, StreamingModel
+from lightning_modules.interfaces import Batch, Effort, HasLogProb, HasTopics, LogLikelihood, StreamingModel
 from lightning_modules.likelihood import PILOT_CHAINS, Annealing, annealed_importance_sampling, joined
 
 
-class LDA(StreamingModel, HasLogProb):
+class LDA(StreamingModel, HasLogProb, HasTopics):
     """Topics of documents given as word counts; log_prob is that of their words in order, given how many there are.
 
     num_visible: words of the vocabulary, at least 1. num_topics: K, at least 1.
@@ -132,6 +132,9 @@ class LDA(StreamingModel, HasLogProb):
             )
             groups.append((torch.tensor([row], device=x.device), likelihood))
         return joined(groups, "documents")
+
+    def topics(self) -> Tensor:
+        return self.words
 
     @property
     def _alpha(self) -> float:

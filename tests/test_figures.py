@@ -26,6 +26,8 @@ from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Effort, Fitted, HasChains
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
+from lightning_modules.topics import LDA
+from lightning_modules.unrolled import DeepAutoencoder
 from lightning_modules.variational import VAE
 from lightning_modules.whitening import PCA
 from tests.pass_jobs import learned, measured, read
@@ -55,6 +57,32 @@ def tiny_dbm() -> DBM:
 
 
 # ------------------------------------------------------------------------------------------------ hidden layers
+
+
+def test_units_of_documents_are_known_by_the_words_that_move_them() -> None:
+    rbm = RBM(num_visible=5, num_hidden=3)
+    rbm.weights.data.copy_(torch.tensor([[0.5, 2, 9, -1, -3], [-1, 0, 9, 4, 1], [0.5, -2, 9, -3, 2]]).T)
+    names = ["orbit", "moon", "the", "goal", "puck"]
+    assert figures.named(stack(rbm), names) == {
+        "layer1": [
+            [["moon", "orbit"], ["puck", "goal"]],
+            [["goal", "puck"], ["orbit"]],
+            [["puck", "orbit"], ["goal", "moon"]],
+        ]
+    }
+    assert figures.named(stack(rbm), names[:4]) == {}
+    lda = LDA(num_visible=5, num_topics=2)
+    lda.words.copy_(torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.0], [0.5, 0.2, 0.15, 0.1, 0.05]]))
+    assert figures.named(lda, names) == {
+        "topics": [[["goal", "the"], ["orbit", "puck"]], [["orbit", "puck"], ["goal", "the"]]]
+    }
+
+
+def test_the_code_of_what_is_made_of_a_stack_is_as_high_as_the_stack() -> None:
+    model = stack(DeepAutoencoder(stack=stack(RBM(num_visible=6, num_hidden=4), RBM(num_visible=4, num_hidden=3))))
+    assert figures.filters(model).keys() == {"layer2"} and figures.activity(model, torch.rand(9, 6)).keys() == {
+        f"layer2_{name}" for name in ("units", "lowest", "highest", "examples")
+    }
 
 
 def test_activity_of_dead_and_always_on_units_by_hand() -> None:

@@ -266,6 +266,29 @@ def test_what_has_no_section_of_its_own_is_in_a_table_models_beside_each_other(t
     assert "Perplexity of a test sample: layer1 1,006." in Reader(page).words
 
 
+def test_units_of_documents_are_lists_of_words_instead_of_pictures(tmp_path: Path) -> None:
+    words = {"layer1": [[["moon", EVIL], ["goal"]], [["puck"], []]]}
+    drawn = {"filters": {"layer1": np.random.default_rng(0).random((2, 20), np.float32)}}
+    stage(
+        tmp_path,
+        "layer1-evaluate",
+        "evaluate",
+        "rbm",
+        metrics={},
+        figures=drawn,
+        details={"set": "test", "words": words},
+    )
+    record(tmp_path, [row for row in STAGES if row["flow"] == "evaluate" and row["name"] == "layer1"])
+    page = report.write(tmp_path, RUN).read_text()
+    assert "Learned filters" not in page and EVIL not in page
+    said = Reader(page).words
+    assert (
+        "layer1 · rbm, 2 units of layer 1" in said
+        and f"moon, {EVIL}" in said
+        and "raised bylowered by" in said.replace("\n", "")
+    )
+
+
 def test_stages_without_twins_stand_beside_each_other(tmp_path: Path) -> None:
     for name, errors in {"parts": (11.7, 4.72), "pixels": (31.7, 15.9)}.items():
         metrics = dict(zip(("test/error@100", "test/error@1000"), errors, strict=True))
