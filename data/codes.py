@@ -196,18 +196,24 @@ def claimed(folder: Path, last: str, ours: re.Pattern[str]) -> Iterator[None]:
     """
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(name for name in there if not name.startswith("."))
-    if others and not there & {last, LOCK}:
+    begun = LOCK in there and any(ours.fullmatch(_lasting(name)) for name in there)
+    if others and last not in there and not begun:  # shards have a lock, too
         raise InputError(f"{show(folder)}: holds other files, such as {show(others[0])}; choose a new or empty folder")
     try:
         with durable.lock(folder / LOCK):
             (folder / last).unlink(missing_ok=True)
             for path in folder.iterdir():
-                leftover = LEFTOVER.fullmatch(path.name)
-                if ours.fullmatch(leftover[1] if leftover else path.name) and path.is_file():
+                if ours.fullmatch(_lasting(path.name)) and path.is_file():
                     path.unlink()
             yield
     except durable.Locked as holder:
         raise Busy(f"{show(folder)}: {holder} is writing into this folder; wait for it or choose another") from None
+
+
+def _lasting(name: str) -> str:
+    """What a temporary file that a kill left would have been named, or the name itself."""
+    leftover = LEFTOVER.fullmatch(name)
+    return leftover[1] if leftover else name
 
 
 def packed(bits: np.ndarray) -> np.ndarray:

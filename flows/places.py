@@ -12,13 +12,13 @@ from data.remote import is_remote, local_path
 from data.sources import unreadable
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Fails early where an output folder cannot be. Errors: OutputError."""
+def refuse_unwritable(out: Path, option: str = "--out") -> None:
+    """Fails early where an output folder cannot be. option: that named it. Errors: OutputError."""
     try:
         place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     except OSError as error:
         raise OutputError(
-            f"--out {show(out)}: {(error.strerror or str(error)).lower()}; choose another place"
+            f"{option} {show(out)}: {(error.strerror or str(error)).lower()}; choose another place"
         ) from None
     if out.is_symlink() and not out.exists():
         found = "is a link to nothing"
@@ -28,7 +28,7 @@ def refuse_unwritable(out: Path) -> None:
         found = f"{show(place)} is a folder we may not write to"
     else:
         return
-    raise OutputError(f"--out {show(out)}: {found}; choose another place")
+    raise OutputError(f"{option} {show(out)}: {found}; choose another place")
 
 
 def refuse_foreign(out: Path) -> None:

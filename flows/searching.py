@@ -78,7 +78,7 @@ def _query(arguments: argparse.Namespace) -> Query:
 
 def build(codes: Path, out: Path, kind: str, recall: float, *, silent: bool) -> dict[str, Any]:
     """An index of packed codes into OUT."""
-    refuse_unwritable(out)
+    refuse_unwritable(out, "--build")
     if out.resolve() == codes.resolve():
         raise InputError(f"--build {show(out)}: holds the codes themselves; choose a folder for the index alone")
     try:

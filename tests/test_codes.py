@@ -140,6 +140,10 @@ def test_other_files_are_never_touched_and_two_writers_never_meet(model: Path, s
     with pytest.raises(InputError, match="holds other files, such as train.npy"):
         encode(job(model, shards, tmp_path), silent)
     assert (tmp_path / "train.npy").read_text() == "somebody's data"
+    before = sorted(path.name for path in shards.iterdir())
+    with pytest.raises(InputError, match="holds other files, such as"):
+        encode(job(model, shards, shards), silent)
+    assert sorted(path.name for path in shards.iterdir()) == before and ".lock" in before
     with (
         opened_for_writing(tmp_path / "codes", 4, bits=True),
         pytest.raises(Busy, match="is writing into this folder"),
