@@ -56,7 +56,7 @@ class _Frame:
     def __init__(self, width: int, height: int, x: tuple[float, float], y: tuple[float, float]) -> None:
         margin = 0.06 * (y[1] - y[0]) or abs(y[0]) * 0.1 or 1.0
         self.width, self.height = width, height
-        self.left, self.right, self.top, self.bottom = 52, width - 16, 12, height - 40
+        self.left, self.right, self.top, self.bottom = 62, width - 16, 12, height - 40
         self.x0, self.x1 = x if x[1] > x[0] else (x[0] - 1, x[0] + 1)
         self.y0, self.y1 = y[0] - margin, y[1] + margin
 

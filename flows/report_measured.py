@@ -7,7 +7,7 @@ from flows.results import Run
 from flows.wording import SETS, listed, number, warning
 
 ELSEWHERE = ("log_prob", "precision@", "mean_average_precision", "bits_on_", "cluster_accuracy", "nmi", "ari",
-             "empty_clusters")  # fmt: skip
+             "empty_clusters", "largest_cluster")  # fmt: skip
 MEANING = {
     "squared_error": "the squared distance of a sample from its reconstruction",
     "error": "percent of labeled samples given a wrong class",
