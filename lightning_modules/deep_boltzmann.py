@@ -69,7 +69,7 @@ class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHidden
         machines are parametrised, not which there are.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     stack: Stack
 
     def __init__(
@@ -197,8 +197,15 @@ class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHidden
 
     # ---- training
 
+    @torch.no_grad()
     def start_from_data(self, x: Tensor) -> None:
+        """Moves the offsets, then the persistent chains to some of x and hidden states of q(h | x).
+
+        Chains that begin elsewhere are far from what a stack has learned: their first steps undo it.
+        """
         self.start_from_data_mean(x.mean(dim=0))
+        begin = x[torch.randint(len(x), (len(self._chains[0]),))]
+        self._chains = [BINARY.draw(means) for means in self.mean_field(begin)[::2]]
 
     @torch.no_grad()
     def start_from_data_mean(self, mean: Tensor) -> None:
