@@ -91,7 +91,8 @@ def summary(run: Run) -> str:
                 values.append(f"{text(stage.name)} {sign}{number(found['nats'], 4)} ({text(kind)})")
         of = f"Log-likelihood of a {text(measured([name]))} sample in nats"
         sentences.append(f"{of}: {listed(values)}.{warning([name], 'the number')}")
-    sentences += filter(None, [report_clusters.in_words(run), report_retrieval.in_words(run)])
+    parts = (report_clusters.in_words, report_retrieval.in_words, report_pictures.idle_units)
+    sentences += filter(None, (part(run) for part in parts))
     if len(sentences) == 1 and said and (numbers := report_measured.in_words(run)):
         sentences.append(numbers)
     cached = sum(bool(stage.row.get("cached")) for stage in run.stages)

@@ -131,6 +131,19 @@ def activity(run: Run) -> str:
     return section("Hidden activity", cards(drawn), note) if drawn else ""
 
 
+def idle_units(run: Run) -> str:
+    """One sentence for the head of the page, "" where most hidden units of every layer tell something."""
+    said = []
+    for stage in run.evaluations:
+        for layer, units in figures.activity(stage.figure("activity")).items():
+            if 2 * (units.never_on + units.always_on) > units.num_units:
+                counts = f"{units.never_on:,} of {units.num_units:,} never on, {units.always_on:,} always on"
+                said.append(f"layer {layer.removeprefix('layer')} of {text(stage.name)} ({counts})")
+    if not said:
+        return ""
+    return f"Most hidden units tell nothing in {listed(said)}: a lower learning rate or centered gradients may help."
+
+
 def weights(run: Run) -> str:
     drawn, seen = [], set()
     for stage in run.evaluations:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conf.protocol import Result
 from data import durable
 from flows import charts, figures, pictures, report, wording
+from flows.results import Run, Stage
 from tests.finished_run import RUN, STAGES, build, key, layer1, likelihood, record, stage
 
 EVIL = "<script>alert(1)</script>"
@@ -397,6 +399,18 @@ def test_activity_counts_units_and_examples() -> None:
     assert "<title>0 to 0.05: 2</title>" in found.by_unit and "<title>0.95 to 1: 1</title>" in found.by_unit
     assert "<title>0.3 to 0.35: 2</title>" in found.by_example
     assert figures.activity({}) == {} and figures.weights({}) == {}
+
+
+@pytest.mark.parametrize(("dead", "said"), [(2, False), (3, True)])
+def test_a_layer_of_mostly_idle_units_is_said_at_the_head(tmp_path: Path, dead: int, said: bool) -> None:
+    (tmp_path / "figures").mkdir()
+    level = np.where(np.arange(4) < dead, 0.0, 0.5)
+    arrays = {"units": level, "examples": level[:2], "lowest": level, "highest": level}
+    np.savez(tmp_path / "figures" / "activity.npz", **{f"layer2_{name}": values for name, values in arrays.items()})
+    row = {"flow": "evaluate", "name": "bits", "evaluates": "top", "kind": "rbm", "status": "finished"}
+    result = Result(stage="top", key="k", do="evaluate", kind="rbm", digest="d", metrics={}, seconds=1)
+    words = report.summary(Run({}, [Stage(row, tmp_path, result)]))
+    assert ("Most hidden units tell nothing in layer 2 of top (3 of 4 never on, 0 always on)" in words) == said
 
 
 def test_the_legend_of_a_map_has_room_for_its_names() -> None:
