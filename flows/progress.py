@@ -42,7 +42,7 @@ class Reporter:
     def step(self, step: Shown) -> None:
         """One finished step."""
         took = "cached" if step.found else f"{step.seconds:.1f} s"
-        self.line(f"  {step.flow:<9} {step.name:<12} {step.kind:<12} {step.what:<44} {took:>9}")
+        self.line(f"  {step.flow:<9} {step.name:<12} {step.kind:<16} {step.what:<44} {took:>9}")
 
     @contextmanager
     def bar(self, name: str, unit: str) -> Iterator[Callable[[dict[str, Any]], None]]:
@@ -63,7 +63,11 @@ class Reporter:
             state["told"] = time.monotonic()
             done, began = state["first"]
             rate = (said["done"] - done) / (time.monotonic() - began)
-            left = f", {rate:,.0f} {unit}/s, {(said['of'] - said['done']) / rate:,.0f} s left" if rate else ""
+            left = (
+                f", {rate:,.{int(rate < 10)}f} {unit}/s, {(said['of'] - said['done']) / rate:,.0f} s left"
+                if rate
+                else ""
+            )
             self.line(f"    {state['name']}: {said['done']:,} of {said['of']:,} {unit}{_loss(said)}{left}")
 
 
