@@ -31,7 +31,7 @@ class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
     the running f: no state beside the model's, so that it resumes exactly and on any number of ranks.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self, *, stack: Stack, num_clusters: int, degrees: float = 1.0, averaging: float = 0.99, starts: int = 20

@@ -18,7 +18,7 @@ from lightning_modules.interfaces import Batch, Clusters, IteratedModel, Layer, 
 
 VALUES_AT_A_TIME = 2**19  # of samples: in float64 they stay in the processor's cache
 FAR = 32  # of the samples farthest from their centres, kept for centres that have none
-FEW = 100  # centres up to which k-means++ tries several samples a centre
+FEW = 100  # centres up to which k-means++ tries several samples a centre and products are of centres with samples
 REFINING_ROUNDS = 20  # on the sample that a start is chosen from
 
 
@@ -37,7 +37,7 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
     from its own centre. Sums are float64, whatever order shards and ranks come in.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -106,20 +106,18 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
     def update(self, batch: Batch) -> None:
         """Adds each sample to its nearest centre's sum."""
         assert isinstance(batch, Tensor)
-        distances, parts = Distances(self.centres), self._parts(batch)
-        exact = parts[0].new_empty(parts[0].shape, dtype=torch.float64)  # written again and again
-        sums = self._sums.to(batch.device)
-        counts, squares, far = torch.zeros_like(self.idle), torch.zeros_like(self.inertia), []
-        for v in parts:
-            squared, cluster = distances.nearest(v)
-            sums.index_add_(0, cluster, exact[: len(v)].copy_(v))
-            counts += torch.bincount(cluster, minlength=self.num_hidden)
-            squares += squared.sum(dtype=torch.float64)
-            farthest, place = squared.topk(min(FAR, self.num_hidden, len(v)))
-            far.append((farthest, cluster[place], v[place]))
+        distances, v = Distances(self.centres), self._measured(batch)
+        parts, sums, found = self._parts(v), self._sums.to(v.device), []
+        room = v.new_empty(len(parts[0]) * self.num_hidden)  # fresh memory for each part would cost more than the sums
+        exact = v.new_empty(parts[0].shape, dtype=torch.float64)
+        for part in parts:
+            found.append(distances.nearest(part, room))
+            sums.index_add_(0, found[-1][1], exact[: len(part)].copy_(part))
+        squared, cluster = map(torch.cat, zip(*found, strict=True))
         self._sums = sums
-        self._add_counts(counts, squares)
-        self._keep_farthest(*map(torch.cat, zip(*far, strict=True)))
+        self._add_counts(torch.bincount(cluster, minlength=self.num_hidden), squared.sum(dtype=torch.float64))
+        farthest, place = squared.topk(min(FAR, self.num_hidden, len(v)))
+        self._keep_farthest(farthest, cluster[place], v[place])
 
     def partial(self) -> dict[str, Tensor]:
         """Sums, numbers and squared distances of the samples so far, and those farthest from their centres."""
@@ -215,7 +213,7 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
     def measure(self, v: Tensor) -> dict[str, float]:
         """{"inertia": mean squared distance from the nearest centre}."""
         distances = Distances(self.centres)
-        parts = [distances.nearest(part)[0].double().sum() for part in self._parts(v)]
+        parts = [distances.nearest(part)[0].double().sum() for part in self._parts(self._measured(v))]
         return {"inertia": float(sum(parts)) / len(v)}
 
     @torch.no_grad()
@@ -225,7 +223,7 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
         self.centres.copy_(self._measured(mean + std * torch.randn_like(self.centres)))
 
     def _parts(self, v: Tensor) -> Sequence[Tensor]:
-        return self._measured(v).split(max(1, VALUES_AT_A_TIME // self.num_visible))
+        return v.split(max(1, VALUES_AT_A_TIME // self.num_visible))
 
     def _measured(self, v: Tensor) -> Tensor:
         """What distances are taken of: v itself, or its direction."""
@@ -264,11 +262,28 @@ class Distances:
         v = self._around(v)
         return torch.addmm(self._squares, v, self._centres.T, alpha=-2) + v.square().sum(1, keepdim=True)
 
-    def nearest(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances from the nearest centres and which they are, (batch,) each; the first one of equals."""
-        v = self._around(v)
-        least, cluster = torch.addmm(self._squares, v, self._centres.T, alpha=-2).min(1)
+    def nearest(self, v: Tensor, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Squared distances from the nearest centres and which they are, (batch,) each; the first one of equals.
+
+        room: for batch · K values or more, which are written over.
+        """
+        v, number = self._around(v), len(self._centres)
+        room = None if room is None else room[: len(v) * number]
+        if number <= FEW:  # as rows they are multiplied faster
+            out = None if room is None else room.view(number, len(v))
+            least, cluster = torch.addmm(self._squares[:, None], self._centres, v.T, alpha=-2, out=out).min(0)
+        else:
+            out = None if room is None else room.view(len(v), number)
+            least, cluster = _least(torch.addmm(self._squares, v, self._centres.T, alpha=-2, out=out))
         return (least + torch.linalg.vector_norm(v, dim=1).square()).clamp(min=0), cluster
+
+
+def _least(values: Tensor) -> tuple[Tensor, Tensor]:
+    """values.min(1), the first one of equals."""
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return values.min(1)
+    place = torch.from_numpy(values.detach().numpy().argmin(1))  # several times as fast as torch's
+    return values.gather(1, place[:, None])[:, 0], place
 
 
 def squared_distances(v: Tensor, centres: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class GaussianMixture(IteratedModel, Layer, Clusters, HasLogProb, Samples):
     sample, whose clusters are the first responsibilities. All of it is float64.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     batch_size: None = None
 
     def __init__(

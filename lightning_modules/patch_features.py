@@ -33,7 +33,7 @@ class PatchFeatures(IteratedModel, Layer):
     The way back paints each place with the mean of the centres that are active there, in units of normalised patches.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     batch_size: None = None
     start_samples = 2000
 

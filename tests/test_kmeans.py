@@ -128,6 +128,18 @@ def test_more_centres_than_different_samples_end_in_peace() -> None:
     assert model.measure(x)["inertia"] < 1e-6 and model.centres.isfinite().all()
 
 
+@pytest.mark.parametrize("number", [3, kmeans.FEW, kmeans.FEW + 1, 300])
+def test_the_nearest_centre_is_the_first_of_equals_whatever_their_number(number: int) -> None:
+    centres = torch.randn(number, 20)
+    centres[-1] = centres[1]
+    x = torch.cat([torch.randn(50, 20), centres])
+    distances = (x.double()[:, None] - centres.double()).square().sum(2)
+    for room in (None, torch.full((len(x) * number + 7,), torch.nan)):
+        squared, cluster = kmeans.Distances(centres).nearest(x, room)
+        assert torch.equal(cluster, distances.argmin(1)) and cluster[-1] == 1
+        torch.testing.assert_close(squared.double(), distances.min(1).values, rtol=1e-4, atol=1e-4)
+
+
 def test_data_far_from_the_origin_are_told_apart() -> None:
     """Times in seconds, a day apart; float32 products of them would be off by more than that."""
     x = 1.6e9 + 86400.0 * torch.arange(4).repeat_interleave(50)[:, None] + 1000 * torch.randn(200, 1)

@@ -1,9 +1,9 @@
 """How fast Lloyd's rounds are, beside faiss's k-means: MNIST in memory, by the processor's time of one thread.
 
-Rounds begin at the same samples; what starting costs is measured apart and left out. Measured on a busy EPYC: 1.80
-times faiss's time with 10 centres, 1.52 with 100, 1.33 with 400, 1.29 with 1,600; aimed at were 1.2. Sums are float64,
-so that no order of shards or ranks changes a centre, which is most of the rest with few centres; with many it is the
-matrix product, MKL's here and OpenBLAS's in faiss. Printed by `make bench`.
+Rounds begin at the same samples; what starting costs is measured apart and left out. Measured on a busy EPYC: 1.03
+times faiss's time with 10 centres, 1.17 with 100, 1.19 with 400, 1.12 with 1,600. Sums are float64, so that no order of
+shards or ranks changes a centre; with many centres it is the matrix product, MKL's here and OpenBLAS's in faiss.
+Printed by `make bench`.
 """
 
 from __future__ import annotations
