@@ -26,6 +26,15 @@ from flows.stage import run_jobs
 
 MAX_WITHIN = 1000  # of a radius, unless -k says more
 COLUMNS = 8  # of a picture of one answer
+ELSEWHERE = {  # options that say nothing about what is asked
+    "build": ("k", "radius", "exact", "out", "crop", "model", "shards", "texts", "port"),
+    "serve": ("k", "radius", "exact", "out", "crop", "kind", "recall"),
+    "item": ("kind", "recall", "port", "crop"),
+    "text": ("kind", "recall", "port", "crop"),
+    "text_file": ("kind", "recall", "port", "crop"),
+    "picture": ("kind", "recall", "port"),
+    "codes": ("kind", "recall", "port", "crop"),
+}
 
 
 def search(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -35,15 +44,21 @@ def search(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{show(arguments.folder)}: expected packed codes (strata encode --bits) or an index of them "
             "(strata search --build), found neither"
         )
+    asked = next(name for name in ELSEWHERE if getattr(arguments, name) not in (None, False))
+    for name in ELSEWHERE[asked]:
+        if getattr(arguments, name) not in (None, False):
+            option = "-k" if name == "k" else f"--{name}"
+            raise InputError(f"{option} goes with another question than --{asked.replace('_', '-')}; leave it out")
     if arguments.build is not None:
-        return build(arguments.folder, arguments.build, arguments.kind, arguments.recall, silent=arguments.json)
+        kind, recall = arguments.kind or "flat", 0.99 if arguments.recall is None else arguments.recall
+        return build(arguments.folder, arguments.build, kind, recall, silent=arguments.json)
     job = SearchJob(
         folder=str(arguments.folder.absolute()),
         model=None if arguments.model is None else str(arguments.model.absolute()),
         shards=None if arguments.shards is None else str(arguments.shards.absolute()),
     )
     if arguments.serve:
-        serve(job, arguments.port, arguments.texts, debug=arguments.debug)
+        serve(job, arguments.port or 0, arguments.texts, debug=arguments.debug)
     query = _query(arguments)
     return look(
         job, query, arguments.item or [], arguments.out, arguments.texts, silent=arguments.json, debug=arguments.debug

@@ -303,6 +303,8 @@ def test_the_command_builds_looks_and_draws(pictures: World, say: Say, tmp_path:
     assert Image.open("near.png").size[0] > 2 * Image.open("near.png").size[1]  # five beside each other, two rows
 
     said = error(say("search", pictures.codes, "--build", pictures.codes), 2)
+    beside = error(say("search", pictures.codes, "--serve", "-k", 3), 2)
+    assert beside == "-k goes with another question than --serve; leave it out"
     assert "holds the codes themselves" in said and not (pictures.codes / "index.json").exists()
     flip(tmp_path / "buckets" / "index.faiss", 2000, 1)
     assert "index.faiss: differs from the digest" in error(say("search", "buckets", "--item", "5"), 4)
