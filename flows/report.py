@@ -69,7 +69,11 @@ def summary(run: Run) -> str:
     verbs = {"pretrain": "pretrained {} greedily, layer by layer", "train": "trained {}", "finetune": "fine-tuned {}"}
     said = []
     for flow, verb in verbs.items():
-        names = [f"{text(stage.name)} ({text(stage.row['kind'])})" for stage in done if stage.row["flow"] == flow]
+        names = [
+            f"{text(stage.name)} ({text(stage.row['kind'])}{', no epochs' if _untrained(run, stage) else ''})"
+            for stage in done
+            if stage.row["flow"] == flow
+        ]
         if names:
             said.append(verb.format(listed(names)))
     sizes = [shards["sizes"].get("train", 0) for shards in run.record.get("shards", {}).values()]
@@ -99,6 +103,12 @@ def summary(run: Run) -> str:
     if cached:
         sentences.append(f"{cached} of {len(run.stages)} stages had been computed before and were reused.")
     return " ".join(sentences)
+
+
+def _untrained(run: Run, stage: Stage) -> bool:
+    """Whether its weights are those it began with, since its recipe says so."""
+    settings = run.record["recipe"].get("stages", {}).get(stage.name, {}).get("train", {})
+    return settings.get("epochs") == 0 and not (stage.result and stage.result.steps)
 
 
 def what_ran(run: Run) -> str:

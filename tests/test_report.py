@@ -291,6 +291,16 @@ def test_units_of_documents_are_lists_of_words_instead_of_pictures(tmp_path: Pat
     )
 
 
+def test_stages_of_no_epochs_are_called_so(tmp_path: Path) -> None:
+    for name in ("layer1", "vae"):
+        stage(tmp_path, name, "train", "rbm", metrics={}, model=True)
+    recipe = {"stages": {"layer1": {"train": {"epochs": 0}}, "vae": {"train": {"epochs": 10}}}}
+    shown = [row for row in STAGES if row["name"] in ("layer1", "vae") and row["flow"] != "evaluate"]
+    record(tmp_path, shown, recipe=recipe)
+    said = Reader(report.write(tmp_path, RUN).read_text()).words
+    assert "pretrained layer1 (rbm, no epochs) greedily" in said and "trained vae (vae)" in said
+
+
 def test_stages_without_twins_stand_beside_each_other(tmp_path: Path) -> None:
     for name, errors in {"parts": (11.7, 4.72), "pixels": (31.7, 15.9)}.items():
         metrics = dict(zip(("test/error@100", "test/error@1000"), errors, strict=True))
