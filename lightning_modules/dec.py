@@ -25,10 +25,11 @@ class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
     """K = num_clusters centres among the codes of a stack; both are trained, the stack's decoder is not.
 
     degrees: α > 0 of the Student t distribution. averaging: in [0, 1); f is the mean of q over the batches so far, of
-    which each step keeps this share. starts: of k-means on the codes of a sample, where the centres begin.
+    which each step keeps this share. starts: of k-means on the codes of a sample, where centres and f begin.
 
     The paper computes p of all samples now and then and keeps it; here p is that of the batch at hand, from its q and
-    the running f: no state beside the model's, so that it resumes exactly and on any number of ranks.
+    the running f of the batches before: no state beside the model's, so that it resumes exactly, and the same on any
+    number of ranks.
     """
 
     revision: ClassVar[int] = 2
@@ -56,22 +57,27 @@ class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
         codes = self.encode(x)
         if len(codes) >= self.num_clusters:
             self.centres.copy_(best_of_starts(codes, self.num_clusters, self.starts))
+            self.frequencies.copy_(self._log_memberships(codes).exp().mean(0))
 
     def losses(self, batch: Batch) -> Losses:
         """{"loss": KL(p ‖ q), nats, "confidence": mean of max_k q_k}, means over the batch."""
         assert isinstance(batch, Tensor)
         log_q = self.log_memberships(batch)
-        q = log_q.detach().exp()
-        if self.training:
-            self.frequencies.lerp_(q.mean(0), 1 - self.averaging)
-        target = q.square() / self.frequencies.clamp(min=1e-8)
-        target = target / target.sum(1, keepdim=True)
+        with torch.no_grad():
+            q = log_q.exp()
+            target = q.square() / self.frequencies.clamp(min=1e-8)
+            target = target / target.sum(1, keepdim=True)
+            if self.training:
+                self.frequencies.lerp_(q.mean(0), 1 - self.averaging)
         loss = torch.xlogy(target, target).sum(1).mean() - (target * log_q).sum(1).mean()
         return {"loss": loss, "confidence": q.amax(1).mean()}
 
     def log_memberships(self, v: Tensor) -> Tensor:
         """log q, (batch, num_visible) → (batch, num_clusters)."""
-        squared = squared_distances(self.encode(v), self.centres).clamp(min=0)
+        return self._log_memberships(self.encode(v))
+
+    def _log_memberships(self, z: Tensor) -> Tensor:
+        squared = squared_distances(z, self.centres).clamp(min=0)
         return (-(self.degrees + 1) / 2 * torch.log1p(squared / self.degrees)).log_softmax(1)
 
     def assign(self, v: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Stage processes to be killed: jobs on real digits, a template that forks them, and deaths at chosen moments.
 
 Importing torch and Lightning takes seconds, a stage here less than one: the template imports them once and forks a
-process a request. A moment is the n-th training step, or the n-th rename of a finished file (before or after it); there
-the process sends itself SIGKILL, which nothing can catch.
+process a request. A moment is the n-th training step or round, or the n-th rename of a finished file (before or after
+it); there the process sends itself SIGKILL, which nothing can catch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from tests.shard_folders import digits
 TEMPLATE = """
 import json, os, signal, sys, traceback
 import lightning_modules.finetuning, lightning_modules.evaluation
-from lightning_modules import fit, learning, training
+from lightning_modules import fit, learning, passes, rounds, training
 import torch
+
+rounds.SECONDS_BETWEEN_CHECKPOINTS = 0.0  # stages here are over before
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -47,6 +49,7 @@ def at(what, number):
             return answer
         return call
     if what.endswith("rename"): os.replace = counted(os.replace)
+    elif what == "round": passes.Reading.finish = counted(passes.Reading.finish)
     else: training.Training.take_step = counted(training.Training.take_step)
 
 def become(rank, ranks, port, request, said, moment):
@@ -115,8 +118,12 @@ class Stages:
 
     @property
     def error(self) -> dict[str, Any]:
+        return next(iter(self.said("error")), {})
+
+    def said(self, what: str) -> list[dict[str, Any]]:
+        """What the stage has said of this kind, in its order."""
         lines = [json.loads(line) for line in (self.folder / "said").read_text().splitlines()]
-        return next((line["error"] for line in lines if "error" in line), {})
+        return [line[what] for line in lines if what in line]
 
 
 @contextmanager

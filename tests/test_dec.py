@@ -70,6 +70,7 @@ def test_centres_begin_at_the_best_k_means_of_the_codes() -> None:
     codes = model.encode(x).detach()
     rival = Rival(4, n_init=10, random_state=0).fit(codes.numpy()).inertia_
     assert float(torch.cdist(codes, model.centres.detach()).amin(1).square().sum()) < 1.001 * rival
+    torch.testing.assert_close(model.frequencies, model.log_memberships(x).exp().mean(0))
     assert torch.equal(model.assign(x), model.log_memberships(x).argmax(1))
 
 

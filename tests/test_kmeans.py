@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,23 @@ def test_two_ranks_are_one(template: Stages, tmp_path: Path) -> None:
         one, two = (registry.load(tmp_path / f"{name} {ranks}" / "model").state_dict() for ranks in ("one", "two"))
         for key in one:
             torch.testing.assert_close(two[key], one[key], rtol=1e-6, atol=1e-6 if name == "whole" else 1e-5)
+
+
+def test_killed_by_the_kernel_in_any_round_the_rest_is_the_same(
+    template: Stages, digits: Inputs, tmp_path: Path
+) -> None:
+    """Of 18 mini-batches, a resume point behind the last of each pass: in the first, behind one, in the last."""
+    job = train_job(digits, "kmeans", {"log_steps": 100}, num_visible=64, num_hidden=10, batch_size=300, passes=3)
+    assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
+    whole = outcome(tmp_path / "whole")
+    assert whole["result"]["steps"] == 18 and [step for step, _ in whole["journal"]] == [6, 12, 18]
+    for number, goes_on_at in {1: 1, 7: 7, 18: 13}.items():
+        folder = tmp_path / f"killed-{number}"
+        assert template.do(placed(job, folder), ("round", number)) == -signal.SIGKILL
+        assert not (folder / "result.json").exists()
+        assert template.do(placed(job, folder)) == 0, template.log
+        assert next(said["done"] for said in template.said("progress") if "done" in said) == goes_on_at
+        assert outcome(folder) == whole, f"killed in round {number}"
 
 
 # ------------------------------------------------------------------------------------------------ codes

@@ -71,6 +71,21 @@ def test_two_ranks_take_the_steps_of_one(
         assert step == same and alone == pytest.approx(shared, abs=1e-4)
 
 
+@pytest.mark.parametrize("batch_size", [100, 1299])
+def test_two_ranks_sharpen_the_clusters_of_one(template: Stages, read: Inputs, tmp_path: Path, batch_size: int) -> None:
+    """Centres, encoder and how often each cluster is chosen, which the target of every sample follows."""
+    code = train_job(read, "autoencoder", {}, num_visible=64, num_hidden=8, activation="linear", loss="squared_error")
+    assert template.do(placed(code, tmp_path / "code")) == 0, template.log
+    settings = {"epochs": 3, "batch_size": batch_size, "log_steps": 1, "learning_rate": 0.5}
+    job = train_job(read, "dec", settings, tmp_path / "code", num_clusters=10, averaging=0.5)
+    assert template.do(placed(job, tmp_path / "one")) == 0, template.log
+    assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert any("frequencies" in name for name in one)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("algorithm", ["pcd", "fast_pcd", "parallel_tempering"])
 @pytest.mark.parametrize("centered", [False, True])
 def test_two_ranks_take_the_step_of_all_data_and_all_chains(

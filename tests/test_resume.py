@@ -68,6 +68,7 @@ def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
             read, "rbm", pcd, layer1, num_visible=20, num_hidden=64, start="tied", algorithm="pcd", num_chains=30
         ),
         "made of a stack": train_job(read, "deep_autoencoder", adam, layer1),
+        "centres of codes": train_job(read, "dec", adam, layer1, num_clusters=10),
         "up and down": train_job(read, "up_down", pcd | {"binarize": "sample"}, layer2).model_copy(
             update={"labeled": True}
         ),
@@ -80,7 +81,8 @@ def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "name",
     ["chains", "replicas", "fast weights and moving averages", "two optimizers", "layer on a stack",
-     "labels and their chains", "upside down on draws", "made of a stack", "up and down", "noise and binarization"],
+     "labels and their chains", "upside down on draws", "made of a stack", "centres of codes", "up and down",
+     "noise and binarization"],
 )  # fmt: skip
 def test_killed_at_any_step_the_rest_is_the_same(
     template: Stages, read: Inputs, layer1: Path, layer2: Path, tmp_path: Path, name: str
