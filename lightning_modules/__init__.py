@@ -36,6 +36,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.convolutional import ConvAutoencoder
 from lightning_modules.dec import DEC
 from lightning_modules.deep_boltzmann import DBM
+from lightning_modules.deskew import Deskew
 from lightning_modules.interfaces import Encodes, Fitted, HasLogProb, RankState, Samples
 from lightning_modules.itq import ITQ
 from lightning_modules.kmeans import KMeans
@@ -72,6 +73,7 @@ MODELS: dict[str, type[Fitted]] = {
     "standardize": Standardize,
     "pca": PCA,
     "whitening": Whitening,
+    "deskew": Deskew,
     "kmeans": KMeans,
     "patch_features": PatchFeatures,
     "gaussian_mixture": GaussianMixture,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Protocol, Self, cast, runtime_checkable
 
 import torch
@@ -236,6 +236,7 @@ def _filters(layer: Layer) -> Tensor:
     """A layer's own filters or, where it offers none, how its decoder answers to each hidden unit alone."""
     if isinstance(layer, HasFilters):
         return layer.filters()
-    reference = next(iter(cast(nn.Module, layer).state_dict().values()), torch.zeros(()))
+    module = cast(nn.Module, layer)  # what was fitted by a pass is float64, but turns codes of any type back
+    reference = next(chain(module.parameters(), module.buffers()), torch.zeros(()))
     units = torch.eye(layer.num_hidden, dtype=reference.dtype, device=reference.device)
     return layer.decode(units) - layer.decode(torch.zeros_like(units))

@@ -70,6 +70,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
         "classifier",
         "statistics",
         "whitening",
+        "deskew",
         "topics",
         "perplexity",
         "kmeans",
