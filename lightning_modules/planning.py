@@ -302,7 +302,8 @@ def _text(interval: tuple[float, float] | None) -> str:
 def _source(stage: Stage, description: Description, width: int) -> str:
     if stage.on:
         return f"{stage.on} below it has {width} hidden units"
-    return f"a sample has {width} values ({'×'.join(map(str, description.shape))})"
+    shape = f" ({'×'.join(map(str, description.shape))})" if len(description.shape) > 1 else ""
+    return f"a sample has {width} values{shape}"
 
 
 def _flow(model: Fitted) -> Flow:

@@ -156,7 +156,9 @@ def test_a_plan_knows_the_shape_of_pictures_and_of_the_maps_below() -> None:
     low, high = planned(stages, [3, 8, 8]).stages
     assert low.spec["arguments"]["image_shape"] == [3, 8, 8] and low.shape == "192 → 64"
     assert high.spec["arguments"]["image_shape"] == [4, 4, 4] and high.shape == "64 → 8"
-    with pytest.raises(InputError, match="stage low: conv_autoencoder needs image_shape"):
+    with pytest.raises(
+        InputError, match="stage low: a conv_autoencoder takes pictures, but a sample has 64 values; say how"
+    ):
         planned(stages, [64])
 
 

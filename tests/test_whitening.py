@@ -194,4 +194,5 @@ def test_whitening_of_30_components_on_mnist(mnist: Inputs, tmp_path: Path) -> N
 def test_every_kind_of_pass_is_registered() -> None:
     assert {kind for kind, cls in registry.MODELS.items() if issubclass(cls, StreamingModel)} == {
         "standardize", "pca", "whitening", "lda", "kmeans", "gaussian_mixture", "patch_features", "tfidf", "itq",
+        "deskew",
     }  # fmt: skip
