@@ -16,6 +16,17 @@ from lightning_modules.negative_phase import (
 from lightning_modules.tempering import ParallelTempering
 
 ALGORITHMS = ("cd", "pcd", "fast_pcd", "parallel_tempering", "exact")
+SERVES = {  # arguments of an `RBM` that not every algorithm uses, and those that do
+    "gibbs_steps": ("cd", "pcd", "fast_pcd", "parallel_tempering"),
+    "num_chains": ("pcd", "fast_pcd", "parallel_tempering"),
+    "fast_learning_rate": ("fast_pcd",),
+    "num_temperatures": ("parallel_tempering",),
+}
+
+
+def idle_arguments(algorithm: str) -> dict[str, str]:
+    """Those that mean nothing to an algorithm → which one they need."""
+    return {name: f"algorithm: {' or '.join(served)}" for name, served in SERVES.items() if algorithm not in served}
 
 
 def negative_phase(

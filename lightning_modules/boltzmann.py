@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules import density
-from lightning_modules.algorithms import negative_phase
+from lightning_modules.algorithms import idle_arguments, negative_phase
 from lightning_modules.bipartite import Bipartite
 from lightning_modules.centering import Centering
 from lightning_modules.families import hidden_family, visible_family
@@ -77,7 +77,7 @@ class RBM(
         (Hinton 2002). "pcd", persistent: where they stopped in the step before (Tieleman 2008, ICML; Younes 1989).
         "fast_pcd": these, driven by fast weights. "parallel_tempering": these, exchanged with replicas at higher
         temperatures. "exact": all 2^min(num_visible, num_hidden) states, at most 2^20 of them; the loss is then
-        −log p(data).
+        −log p(data). What the one chosen has no use for of the next four, a recipe may not give.
     gibbs_steps: full sweeps h | v, v | h of the negative phase, at least 1.
     num_chains: persistent chains, shared by all ranks.
     fast_learning_rate: of the fast weights of "fast_pcd", > 0.
@@ -155,6 +155,12 @@ class RBM(
             if not isinstance(self.hidden_units, Bernoulli):
                 raise ValueError("sparsity_target is an activity of bernoulli hidden units, doubled ones excepted")
             self.sparsity = Sparsity(num_hidden, target=sparsity_target, cost=sparsity_cost)
+
+    def idle_arguments(self) -> dict[str, str]:
+        """Chains, temperatures … where the algorithm has none, and what only a sparsity target or a start needs."""
+        found = idle_arguments(self.algorithm)
+        found |= {} if self.sparsity is not None else {"sparsity_cost": "a sparsity_target"}
+        return found | ({"weight_std": "start: random"} if self.start == "tied" else {})
 
     def machine(self) -> Bipartite:
         """The distribution these parameters give."""

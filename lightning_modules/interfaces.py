@@ -62,6 +62,10 @@ class Fitted(nn.Module, ABC):
         """The interval data must lie in (Bernoulli units: (0, 1)), or None."""
         return None
 
+    def idle_arguments(self) -> dict[str, str]:
+        """Arguments that change nothing beside the others → what they need; recipes may not give them."""
+        return {}
+
     @classmethod
     @abstractmethod
     def example(cls) -> tuple[Self, Batch]:

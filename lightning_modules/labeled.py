@@ -134,6 +134,10 @@ class LabeledRBM(
             algorithm, gibbs_steps, num_chains, weight_std,
         )  # fmt: skip
 
+    def idle_arguments(self) -> dict[str, str]:
+        """As of an RBM."""
+        return self.joint.idle_arguments()
+
     @property
     def visible_range(self) -> tuple[float, float] | None:
         """That of binary units: (0, 1)."""

@@ -126,6 +126,12 @@ def _plan_model(
             model = registry.build({"kind": kind, "arguments": filled})
     except ValueError as error:
         raise InputError(f"stage {name}: {error}") from None
+    for argument, needs in model.idle_arguments().items():
+        if argument in arguments:
+            raise InputError(
+                f"stage {name}: {argument} changes nothing about this {kind}: it needs {needs}; "
+                f"say so, or leave {argument} out"
+            )
     spec = registry.spec_of(model)  # type: ignore[arg-type]
     if model.num_visible != (below.num_visible if made_of_stack and below else width):
         raise InputError(f"{name} expects {model.num_visible} visible units but {_source(stage, description, width)}")

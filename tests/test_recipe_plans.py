@@ -1,4 +1,4 @@
-"""Every shipped recipe of a data set whose shape is known here has a plan."""
+"""Every shipped recipe of a data set whose shape is known here has a plan; none does that says what changes nothing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from conf import ArraysSource, IdxSource
-from conf.protocol import Description, PlanJob
-from conf.reading import read
+from conf import ArraysSource, IdxSource, Recipe
+from conf.errors import InputError
+from conf.protocol import Description, Plan, PlanJob
+from conf.reading import parse, read
 from lightning_modules.planning import plan
 
 DATA = {  # shape; training, validation and test samples; classes of the labels, 0 where there are none
@@ -40,3 +41,38 @@ def known() -> list[Any]:
 def test_a_shipped_recipe_has_a_plan(recipe: Any, name: str) -> None:
     found = plan(PlanJob(recipe=recipe, descriptions={"data": described(name)}))
     assert [stage.name for stage in found.stages] == list(recipe.stages)
+
+
+def planned(stages: str) -> Plan:
+    recipe = Recipe.model_validate(parse(f"name: r\ndata: {{source: {{kind: digits}}}}\nstages:\n{stages}", "recipe"))
+    return plan(PlanJob(recipe=recipe, descriptions={"data": described("mnist")}))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("rbm, num_chains: 100", "num_chains changes nothing about this rbm: it needs algorithm: pcd or fast_pcd or"),
+        ("rbm, algorithm: exact, gibbs_steps: 1", "gibbs_steps changes nothing about this rbm: it needs algorithm: cd"),
+        ("rbm, algorithm: pcd, num_temperatures: 9", "num_temperatures changes nothing about this rbm: it needs"),
+        ("rbm, algorithm: pcd, fast_learning_rate: 0.1", "needs algorithm: fast_pcd; say so, or leave"),
+        ("rbm, sparsity_cost: 1.0", "sparsity_cost changes nothing about this rbm: it needs a sparsity_target; say so"),
+        ("labeled_rbm, num_chains: 50", "num_chains changes nothing about this labeled_rbm: it needs algorithm: pcd"),
+    ],
+)
+def test_an_argument_that_changes_nothing_is_refused(model: str, expected: str) -> None:
+    with pytest.raises(InputError, match=f"^stage one: .*{expected}"):
+        planned(f"  one: {{model: {{num_hidden: 9, kind: {model}}}}}\n")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "rbm, gibbs_steps: 3",
+        "rbm, algorithm: parallel_tempering, num_chains: 5, num_temperatures: 5",
+        "rbm, sparsity_target: 0.1, sparsity_cost: 1.0",
+        "rbm, algorithm: fast_pcd, num_chains: 50, fast_learning_rate: 0.1",
+        "labeled_rbm, algorithm: pcd, num_chains: 50",
+    ],
+)
+def test_an_argument_that_is_used_is_not(model: str) -> None:
+    planned(f"  one: {{model: {{num_hidden: 9, kind: {model}}}}}\n")
