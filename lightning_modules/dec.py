@@ -22,7 +22,7 @@ from lightning_modules.stack import OverStack, Stack
 
 
 class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
-    """K = num_clusters centres among the codes of a stack; both are trained, the stack's decoder is not.
+    """K = num_clusters ≥ 2 centres among the codes of a stack; both are trained, the stack's decoder is not.
 
     degrees: α > 0 of the Student t distribution. averaging: in [0, 1); f is the mean of q over the batches so far, of
     which each step keeps this share. starts: of k-means on the codes of a sample, where centres and f begin.
@@ -38,9 +38,10 @@ class DEC(OverStack, Clusters, StartsFromData, MovingAverages):
         self, *, stack: Stack, num_clusters: int, degrees: float = 1.0, averaging: float = 0.99, starts: int = 20
     ) -> None:
         super().__init__()
-        for name, count in {"num_clusters": num_clusters, "starts": starts}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}")
+        if num_clusters < 2:
+            raise ValueError(f"num_clusters must be at least 2, not {num_clusters}")
+        if starts < 1:
+            raise ValueError(f"starts must be at least 1, not {starts}")
         if not degrees > 0:
             raise ValueError(f"degrees must be above 0, not {degrees}")
         if not 0 <= averaging < 1:

@@ -23,7 +23,7 @@ REFINING_ROUNDS = 20  # on the sample that a start is chosen from
 
 
 class KMeans(IteratedModel, Layer, Clusters, Measures):
-    """K = num_hidden centres of least inertia, found by Lloyd's rounds over all samples or by mini-batches.
+    """K = num_hidden ≥ 2 centres of least inertia, found by Lloyd's rounds over all samples or by mini-batches.
 
     distance: euclidean, or cosine: samples and centres have length 1 (spherical k-means, Dhillon & Modha 2001).
     code: one_hot, triangle h_k = max(0, mean_j z_j − z_k) (Coates, Ng & Lee 2011), or distance h_k = z_k; the way
@@ -52,7 +52,9 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
         starts: int = 4,
     ) -> None:
         super().__init__()
-        counts = {"num_visible": num_visible, "num_hidden": num_hidden, "passes": passes, "starts": starts}
+        if num_hidden < 2:
+            raise ValueError(f"num_hidden, the number of clusters, must be at least 2, not {num_hidden}")
+        counts = {"num_visible": num_visible, "passes": passes, "starts": starts}
         for name, count in (counts | ({} if batch_size is None else {"batch_size": batch_size})).items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")

@@ -54,7 +54,9 @@ class PatchFeatures(IteratedModel, Layer):
         super().__init__()
         if len(image_shape) not in (2, 3) or min(image_shape) < 1:
             raise ValueError(f"image_shape must be [height, width] or [channels, height, width], not {[*image_shape]}")
-        counts = {"patch_size": patch_size, "stride": stride, "regions": regions, "num_centres": num_centres}
+        if num_centres < 2:
+            raise ValueError(f"num_centres must be at least 2, not {num_centres}")
+        counts = {"patch_size": patch_size, "stride": stride, "regions": regions}
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")

@@ -268,6 +268,7 @@ def test_evaluated_it_says_how_far_held_out_samples_lie_from_their_centres(digit
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"num_hidden": 1}, "num_hidden, the number of clusters, must be at least 2, not 1"),
         ({"passes": 0}, "passes must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"tolerance": -1.0}, "tolerance must be 0 or more"),
@@ -275,7 +276,7 @@ def test_evaluated_it_says_how_far_held_out_samples_lie_from_their_centres(digit
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KMeans(num_visible=4, num_hidden=2, **arguments)
+        KMeans(**{"num_visible": 4, "num_hidden": 2} | arguments)
 
 
 def test_starts_are_better_than_chance() -> None:

@@ -164,6 +164,9 @@ def test_a_plan_shows_one_pass_and_what_may_stand_on_it() -> None:
         ("  mix: {model: {kind: gaussian_mixture, num_components: 501}}", "found 500; lower num_components"),
         (WHITE + "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
          "  dec: {on: code, model: {kind: dec, num_clusters: 501}}", "501 clusters need .*; lower num_clusters"),
+        (WHITE + "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
+         "  dec: {on: code, model: {kind: dec, num_clusters: 1}}", "stage dec: .*num_clusters must be at least 2"),
+        ("  one: {model: {kind: patch_features, image_shape: [28, 28], num_centres: 1}}", "must be at least 2, not 1"),
         (WHITE + "  up: {on: white, model: {kind: patch_features}}",
          r"a patch_features takes pictures, but white below it has 30 hidden units; .* image_shape: \[height, width\]"),
         ("  white: {model: {kind: whitening, method: cholesky}}", "method must be one of 'pca', 'zca', not 'cholesky'"),
