@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import lightning_modules as registry
-from conf import Recipe, Stage
+from conf import PLACEMENT, Recipe, Stage, Train
 from conf.errors import InputError
 from conf.protocol import Description, Flow, Plan, PlanJob, StagePlan
 from lightning_modules.classifier import Classifier
@@ -162,6 +162,10 @@ def _plan_model(
         raise InputError(
             f"stage {name}: a {kind} is fitted in passes over one data set; name it, one of {list(weights)}"
         )
+    if isinstance(model, StreamingModel):
+        _check_train(recipe, name, f"a {kind} is fitted in passes over the data", {"binarize"})
+    if isinstance(model, ComposedModel):
+        _check_train(recipe, name, f"a {kind} is made of what is there", set())
     if labeled(model):
         _check_labels(name, kind, recipe, description, model.num_classes)
     fitted = not isinstance(model, ComposedModel)
@@ -188,6 +192,7 @@ def _plan_model(
 def _plan_finetune(recipe: Recipe, name: str, description: Description, below: Stack) -> StagePlan:
     finetune = recipe.stages[name].finetune
     assert finetune is not None
+    _check_train(recipe, name, "a fine-tuning learns as its finetune says", {"precision"})
     if description.num_classes < 2:
         raise InputError(
             f"stage {name}: fine-tuning needs labels of two classes or more, found {description.num_classes}"
@@ -254,6 +259,14 @@ def _check_labels(
         raise InputError(f"stage {name}: a {kind} learns from labels of one data set; name it, one of {list(weights)}")
 
 
+def _check_train(recipe: Recipe, name: str, why: str, used: set[str]) -> None:
+    """No stage may say of its own what changes nothing about it; defaults for all stages are another matter."""
+    own, general = recipe.stages[name].train, recipe.train
+    for setting in Train.model_fields:
+        if setting not in PLACEMENT | used and getattr(own, setting) != getattr(general, setting):
+            raise InputError(f"stage {name}: {why}, so train.{setting} changes nothing; leave it out of this stage")
+
+
 def _check_reads(name: str, stage: Stage, description: Description, below: Stack) -> None:
     """A stage on another reads its data through the whole stack: another data set must fit the stack's lowest layer."""
     width = _product(description.shape)
@@ -281,6 +294,11 @@ def _check_stands_on(name: str, stage: Stage, kind: str, model: Fitted, below: S
 def _check_range(
     name: str, kind: str, model: Fitted, stage: Stage, description: Description, below: Stack | None
 ) -> None:
+    if getattr(model, "reads_counts", False) and below is None and len(description.shape) > 1:
+        raise InputError(
+            f"stage {name}: this {kind} reads counts of words, but {_source(stage, description, model.num_visible)}; "
+            f"ingest counts (kind: counts, or text with a vocabulary), or choose another model or other units"
+        )
     found = below.hidden_range if below is not None else _range(description)
     source = f"the codes of {stage.on}" if below is not None else "the data"
     if not _within(found, model.visible_range):

@@ -129,7 +129,7 @@ def planned(declared: str, train: int = 500, width: int = 784) -> Plan:
     return plan(PlanJob(recipe=recipe, descriptions={"data": description}))
 
 
-WHITE = "  white: {model: {kind: whitening, num_hidden: 30}, train: {epochs: 7}}\n"
+WHITE = "  white: {model: {kind: whitening, num_hidden: 30}}\n"
 
 
 def test_a_plan_shows_one_pass_and_what_may_stand_on_it() -> None:

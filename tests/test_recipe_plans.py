@@ -43,9 +43,10 @@ def test_a_shipped_recipe_has_a_plan(recipe: Any, name: str) -> None:
     assert [stage.name for stage in found.stages] == list(recipe.stages)
 
 
-def planned(stages: str) -> Plan:
+def planned(stages: str, **changed: Any) -> Plan:
     recipe = Recipe.model_validate(parse(f"name: r\ndata: {{source: {{kind: digits}}}}\nstages:\n{stages}", "recipe"))
-    return plan(PlanJob(recipe=recipe, descriptions={"data": described("mnist")}))
+    description = described("mnist").model_copy(update=changed)
+    return plan(PlanJob(recipe=recipe, descriptions={"data": description}))
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,40 @@ def test_an_argument_that_changes_nothing_is_refused(model: str, expected: str) 
 )
 def test_an_argument_that_is_used_is_not(model: str) -> None:
     planned(f"  one: {{model: {{num_hidden: 9, kind: {model}}}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ("  one: {model: {kind: pca, num_hidden: 9}, train: {epochs: 3}}", "in passes over the data, so train.epochs"),
+        (
+            "  one: {model: {kind: kmeans, num_hidden: 9}, train: {batch_size: 50}}",
+            "so train.batch_size changes nothing",
+        ),
+        (
+            "  low: {model: {kind: rbm, num_hidden: 9}}\n"
+            "  one: {on: low, model: {kind: dbn}, train: {learning_rate: 0.1}}",
+            "a dbn is made of what is there, so train.learning_rate changes nothing; leave it out of this stage",
+        ),
+        (
+            "  low: {model: {kind: rbm, num_hidden: 9}}\n  one: {on: low, finetune: {labels: [9]}, train: {epochs: 3}}",
+            "a fine-tuning learns as its finetune says, so train.epochs changes nothing",
+        ),
+    ],
+)
+def test_a_stage_may_not_set_what_changes_nothing_about_it(stages: str, expected: str) -> None:
+    with pytest.raises(InputError, match=f"^stage one: .*{expected}"):
+        planned(stages)
+
+
+def test_a_stage_may_set_what_is_used_and_defaults_for_all_stages() -> None:
+    planned("  one: {model: {kind: kmeans, num_hidden: 9}, train: {binarize: sample, threads: 1}}\ntrain: {epochs: 3}")
+
+
+@pytest.mark.parametrize("model", ["lda", "tfidf", "rbm, visible: replicated_softmax, num_hidden: 9"])
+def test_word_models_do_not_read_pictures(model: str) -> None:
+    with pytest.raises(
+        InputError, match=r"reads counts of words, but a sample has 784 values \(28×28\); ingest counts"
+    ):
+        planned(f"  one: {{model: {{kind: {model}}}}}\n")
+    planned(f"  one: {{model: {{kind: {model}}}}}\n", shape=[784])
