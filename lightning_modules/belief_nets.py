@@ -207,6 +207,10 @@ def require_belief_net(stack: Stack) -> None:
             raise ValueError(f"every layer of a DBN is an RBM, but layer {number} is {type(layer).__name__}")
         if number > 1 and isinstance(layer, RBM) and not isinstance(layer.visible_units, Bernoulli):
             raise ValueError(f"layer {number} of a DBN stands on binary units, so its visible must be bernoulli")
+        if isinstance(layer, RBM) and layer.doubled != "none":
+            raise ValueError(
+                f"a DBN has every unit once, but layer {number} is doubled: {layer.doubled}; a dbm takes it"
+            )
         if layer.hidden_range != (0.0, 1.0):
             raise ValueError(f"all hidden units of a DBN are binary, so hidden of layer {number} must be bernoulli")
 

@@ -372,6 +372,9 @@ def _binary_rbms(stack: Stack) -> list[RBM]:
         for units in (layer.visible_units, layer.hidden_units):
             if not isinstance(units, (Bernoulli, DoubledBernoulli)):
                 raise ValueError(f"all units of a DBM are binary, but layer {number} has {type(units).__name__} ones")
+        fits = "visible" if number == 1 else "hidden" if number == len(stack) else "both"
+        if layer.doubled not in ("none", fits):
+            raise ValueError(f"layer {number} of {len(stack)} of a DBM is doubled: {fits} or none, not {layer.doubled}")
         rbms.append(layer)
     return rbms
 

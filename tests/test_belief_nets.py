@@ -232,5 +232,8 @@ class Identity(nn.Module, Layer):
 def test_layers_a_belief_net_cannot_have_are_refused() -> None:
     with pytest.raises(ValueError, match="every layer of a DBN is an RBM, but layer 2 is Identity"):
         DBN(stack=Stack(layers=[random_rbm(5, 4), Identity()]))
+    doubled = RBM(num_visible=5, num_hidden=4, doubled="hidden")
+    with pytest.raises(ValueError, match="a DBN has every unit once, but layer 1 is doubled: hidden; a dbm takes it"):
+        DBN(stack=Stack(layers=[doubled, random_rbm(4, 3)]))
     with pytest.raises(ValueError, match="layer 2 of a DBN stands on binary units"):
         DBN(stack=Stack(layers=[random_rbm(5, 4), random_rbm(4, 3, "gaussian")]))

@@ -224,5 +224,9 @@ def test_stacks_a_deep_machine_cannot_have_are_refused() -> None:
     with pytest.raises(ValueError, match="every layer of a DBM is an RBM, but layer 2 is Stack"):
         DBM(stack=Stack(layers=[rbm, Stack(layers=[random_rbm("none", 3, 2)])]))
     gaussian = RBM(num_visible=4, num_hidden=3, visible="gaussian")
+    with pytest.raises(ValueError, match="layer 1 of 2 of a DBM is doubled: visible or none, not hidden"):
+        DBM(stack=Stack(layers=[random_rbm("hidden", 4, 3), random_rbm("none", 3, 2)]))
+    with pytest.raises(ValueError, match="layer 2 of 2 of a DBM is doubled: hidden or none, not both"):
+        DBM(stack=Stack(layers=[random_rbm("visible", 4, 3), random_rbm("both", 3, 2)]))
     with pytest.raises(ValueError, match="all units of a DBM are binary, but layer 1 has Gaussian ones"):
         DBM(stack=Stack(layers=[gaussian, random_rbm("none", 3, 2)]))
