@@ -6,13 +6,15 @@ it, G_k and b_{k−1} are generative, R_k and c_k recognition weights and biases
 
     p(h_{k−1} | h_k) has the field b_{k−1} + G_k h_k,      q(h_k | h_{k−1}) the field c_k + T(h_{k−1}) R_k
 
+Above a document of D words, D c_1 takes the place of c_1; it is dreamt with as many.
+
 Not here: the bound and the samples, which are those of any belief net (`belief_nets`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from lightning_modules.belief_nets import BeliefNet, require_belief_net
 from lightning_modules.boltzmann import RBM
+from lightning_modules.gaussian import Gaussian
 from lightning_modules.interfaces import Batch, Losses, Model
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
@@ -42,8 +45,8 @@ class Untied:
         return self.rbm.hidden_units
 
     def hidden_field(self, v: Tensor) -> Tensor:
-        """c + T(v) R, (batch, num_visible) → (batch, num_hidden)."""
-        return torch.addmm(self.rbm.hidden_bias, self.visible_units.statistic(v), self.recognition)
+        """D c + T(v) R, D the words of a document, else 1: (batch, num_visible) → (batch, num_hidden)."""
+        return replace(self.rbm.machine(), weights=self.recognition).hidden_field(v)
 
     def visible_field(self, h: Tensor) -> Tensor:
         """b + G h, (batch, num_hidden) → (batch, num_visible)."""
@@ -65,7 +68,7 @@ class UpDown(BeliefNet, Model):
     gibbs_steps: at least 1; the paper has 3, later 6 and 10.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(self, *, stack: Stack, gibbs_steps: int = 3) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ class UpDown(BeliefNet, Model):
         for _ in range(self.gibbs_steps):
             model = joint.sample_visible(joint.sample_hidden(model))
         top = joint.free_energy_difference(data, model)
-        sleep = self.sleep(self._dream(model[:, : hidden[-1].shape[1]]))
+        sleep = self.sleep(self._dream(model[:, : hidden[-1].shape[1]], like=x))
         loss = wake + top + sleep
         return {"loss": loss, "wake": wake.detach(), "top": top.detach(), "sleep": sleep.detach()}
 
@@ -128,12 +131,19 @@ class UpDown(BeliefNet, Model):
         return total.mean()
 
     @torch.no_grad()
-    def _dream(self, highest: Tensor) -> list[Tensor]:
-        """v, h_1 … h_{L−1}: draws, downwards from the units under the top layer."""
+    def _dream(self, highest: Tensor, *, like: Tensor) -> list[Tensor]:
+        """v, h_1 … h_{L−1}: draws, downwards from the units under the top layer; v of as many words as `like`."""
+        lowest, *others = self.directed_layers
         dream = [highest]
-        for layer in reversed(self.directed_layers):
+        for layer in reversed(others):
             dream.insert(0, layer.visible_units.sample(layer.visible_field(dream[0])))
-        return dream
+        v = lowest.visible_units.sample(lowest.visible_field(dream[0]), lowest.visible_units.replicas(like))
+        return [v, *dream]
+
+    def after_step(self) -> None:
+        """Keeps a learned variance in its range."""
+        if isinstance(lowest := self._rbms[0].visible_units, Gaussian):
+            lowest.keep_in_range()
 
     @torch.no_grad()
     def randomize(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_modules.belief_nets import DBN, BeliefNet
 from lightning_modules.boltzmann import RBM
+from lightning_modules.gaussian import Gaussian
 from lightning_modules.interfaces import Effort
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.stack import Stack
@@ -142,7 +145,7 @@ def test_each_objective_has_parameters_of_its_own() -> None:
     assert reached(net.sleep([x, *hidden])) == recognition
 
 
-@pytest.mark.parametrize("visible", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("visible", ["bernoulli", "gaussian", "replicated_softmax"])
 def test_it_starts_as_the_belief_net_of_its_stack(visible: str) -> None:
     """Bit for bit: the same draws, bound, samples and codes."""
     stack = random_stack(5, 4, 3, 4, visible=visible)
@@ -154,6 +157,27 @@ def test_it_starts_as_the_belief_net_of_its_stack(visible: str) -> None:
         assert net.num_classes is None
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
     assert torch.equal(UpDown(stack=stack).decode(found[0][2]), stack.decode(found[0][2]))
+
+
+def test_it_dreams_documents_of_as_many_words_as_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = untied(random_stack(5, 4, 3, visible="replicated_softmax"))
+    dreams: list[Sequence[Tensor]] = []
+    monkeypatch.setattr(UpDown, "sleep", lambda self, dream: dreams.append(dream) or torch.zeros(()))
+    documents = torch.randint(4, (20, 5)).double()
+    net.losses(documents)
+    assert torch.equal(dreams[0][0].sum(1), documents.sum(1))
+
+
+def test_a_learned_variance_keeps_its_range() -> None:
+    net = untied(random_stack(3, 3, 2, visible="learned_gaussian"))
+    units = cast(Gaussian, cast(RBM, net.stack[0]).visible_units)
+    units.rescale(torch.tensor([1.0, 2.0, 4.0]))
+    most = units.log_std.detach().clone()
+    units.log_std.data += torch.tensor([-9.0, -0.5, 9.0])
+    net.after_step()
+    torch.testing.assert_close(
+        units.log_std.exp(), torch.stack([most.exp()[2] / 100, 2 / math.e**0.5 * most.exp()[0], most.exp()[2]])
+    )
 
 
 def test_the_bound_of_an_untied_net_lies_below_the_exact_value() -> None:
