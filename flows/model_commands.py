@@ -74,7 +74,10 @@ def sample(model: Path, number: int, seed: int, out: Path, *, silent: bool) -> d
 
 
 def encode(model: Path, shards: Path, out: Path, bits: bool, *, silent: bool) -> dict[str, Any]:
-    """Codes of every sample of some shards into OUT/SET.npy, or packed ones into OUT/SET.bits.npy."""
+    """Codes of every sample of some shards into OUT/SET.npy, or packed ones into OUT/SET.bits.npy.
+
+    Codes that are there already are left as they are; others are refused.
+    """
     _about(model)
     check(shards)
     refuse_unwritable(out)
@@ -88,6 +91,8 @@ def _answer(name: str, job: Job, silent: bool) -> dict[str, Any]:
     if not silent:
         for path in answer["written"]:
             print(path)
+        if answer.get("cached"):
+            print("written before, of this model and these samples: left as they are")
     return answer
 
 

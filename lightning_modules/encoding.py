@@ -1,7 +1,8 @@
 """`strata encode`: codes of all samples of some shards, as numbers or as packed bits (data/codes.py).
 
 Samples pass by in batches, on a GPU if there is one: memory does not grow with their number. A killed job leaves no
-codes.json, and the next one begins anew; finished codes of the same model and samples are left as they are.
+codes.json, and the next one begins anew; finished codes of the same model and samples are left as they are, others are
+refused.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ def device() -> torch.device:
 
 @torch.no_grad()
 def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
-    """Codes of every sample into OUT, in shard order → what was written.
+    """Codes of every sample into OUT, in shard order → what was written, or was there before ("cached").
 
-    Errors: InputError (no codes, other samples than the model's, foreign files in OUT), Busy, Damaged, OSError.
+    Errors: InputError (no codes, other samples than the model's, foreign files or other codes in OUT), Busy, Damaged,
+    OSError.
     """
     model, reader = registry.load(Path(job.model)).eval(), Reader(Path(job.shards))
     width, coder = _coder(model, job)
@@ -46,6 +48,7 @@ def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
         "shards": reader.manifest.samples_digest,
     }
     codes = _finished(Path(job.out), about | {"width": width, "bits": job.bits})
+    cached = codes is not None
     if codes is None:
         model.to(device())
         done = 0
@@ -65,7 +68,8 @@ def encode(job: EncodeJob, tell: Tell) -> dict[str, Any]:
                 writer.write(name, len(samples), pieces(samples))
             codes = writer.commit(**about, lay={"model": job.model, "shards": job.shards})
     written = [str(codes.folder / name) for name in [*codes.files, NAME]]
-    return {"written": written, "num_bits" if job.bits else "num_hidden": width, "samples": codes.num_samples}
+    of = {"num_bits" if job.bits else "num_hidden": width, "samples": codes.num_samples}
+    return {"written": written, "cached": cached} | of
 
 
 def _coder(model: Fitted, job: EncodeJob) -> tuple[int, Coder]:
@@ -79,13 +83,19 @@ def _coder(model: Fitted, job: EncodeJob) -> tuple[int, Coder]:
 
 
 def _finished(out: Path, expected: dict[str, Any]) -> Codes | None:
-    """The codes in OUT if they are whole and these."""
+    """The codes in OUT if they are whole. Errors: InputError if they are others, whole or not."""
     try:
         codes = Codes.load(out)
-        if {name: getattr(codes, name) for name in expected} != expected:
-            return None
+    except (InputError, Damaged):
+        return None
+    for name, value in expected.items():
+        if getattr(codes, name) != value:
+            kind = "bits" if codes.bits else "numbers"
+            theirs = {"model": "another model", "shards": "other samples"}.get(name, kind)
+            raise InputError(f"{show(out)}: holds finished codes of {theirs}; choose another folder or remove it")
+    try:
         for name in codes.files:
             codes.rows(name)
-    except (InputError, Damaged):
+    except Damaged:
         return None
     return codes

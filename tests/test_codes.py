@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import lightning_modules as registry
+from conf import DigitsSource
 from conf.errors import Busy, Damaged, InputError
 from conf.protocol import EncodeJob
 from data import durable
 from data.codes import Codes, opened_for_writing, packed
 from data.shards import Reader, ingest
+from data.sources import open_source
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.boltzmann import RBM
 from lightning_modules.encoding import encode
@@ -86,21 +88,30 @@ def test_codes_without_a_range_are_cut_at_zero() -> None:
     assert torch.equal(found[1](x), layer.encode(x) > 0)
 
 
-def test_finished_codes_are_left_and_others_replaced(model: Path, shards: Path, tmp_path: Path) -> None:
+def test_finished_codes_are_left_and_others_refused(model: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes"
     first = encode(job(model, shards, out, bits=True), silent)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert encode(job(model, shards, out, bits=True), silent) == first
+    assert encode(job(model, shards, out, bits=True), silent) == first | {"cached": True} != first
+    other, fewer = tmp_path / "other", tmp_path / "fewer"
+    registry.save(Stack(layers=[RBM(num_visible=64, num_hidden=WIDTH)]), other, {})
+    ingest(open_source(DigitsSource(kind="digits"), limit=10), fewer, shard_size=500)
+    for asked, theirs in {
+        job(model, shards, out): "bits",
+        job(other, shards, out, bits=True): "another model",
+        job(model, fewer, out, bits=True): "other samples",
+    }.items():
+        with pytest.raises(InputError, match=f"codes: holds finished codes of {theirs}; choose another folder or rem"):
+            encode(asked, silent)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    encode(job(model, shards, out), silent)
-    assert set(contents(out)) == {"train.npy", "codes.json"}
 
 
 def test_a_killed_encode_leaves_nothing_that_passes_for_codes(model: Path, shards: Path, tmp_path: Path) -> None:
     """Killed at the third batch, by SIGKILL, in a process of its own."""
     out, whole = tmp_path / "codes", tmp_path / "whole"
     encode(job(model, shards, whole, bits=True), silent)
-    encode(job(model, shards, out), silent)  # finished codes of another kind lie there before
+    encode(job(model, shards, out), silent)
+    (out / "codes.json").unlink()  # another encode, of another kind, was killed here before
     child = os.fork()
     if child == 0:
 
