@@ -124,6 +124,11 @@ class BoltzmannMachine(Model, Layer, HasLogProb, Samples, StartsFromData, RankSt
         """That of binary units: (0, 1)."""
         return BINARY.value_range
 
+    @property
+    def num_unused(self) -> int:
+        """Couplings on the diagonal and below it."""
+        return self.num_units * (self.num_units + 1) // 2
+
     def machine(self) -> Coupled:
         """The energy, with S in full: of `upper_couplings` only what is above the diagonal counts."""
         upper = self.upper_couplings.triu(1)

@@ -66,6 +66,17 @@ class Fitted(nn.Module, ABC):
         """Arguments that change nothing beside the others → what they need; recipes may not give them."""
         return {}
 
+    @property
+    def num_parameters(self) -> int:
+        """Free ones, of this model and all inside it."""
+        parts = [part for part in self.modules() if isinstance(part, Fitted)]
+        return sum(p.numel() for p in self.parameters()) - sum(part.num_unused for part in parts)
+
+    @property
+    def num_unused(self) -> int:
+        """Entries of this class's own parameters that nothing depends on."""
+        return 0
+
     @classmethod
     @abstractmethod
     def example(cls) -> tuple[Self, Batch]:

@@ -55,14 +55,13 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
     if save:
         about = {"stage": job.stage, "recipe_seed": job.seed, **trained_on(job.inputs), **job.samples()}
         digest = registry.save(final, folder / "model", about)["digest"]
-    parameters = sum(p.numel() for p in final.parameters())
     return {
         "kind": job.spec["kind"],
         "digest": digest,
         "metrics": metrics,
         "model": True,
         "steps": steps,
-        "details": {"parameters": parameters},
+        "details": {"parameters": final.num_parameters},
         "placement": {"exact": exact},
     }
 

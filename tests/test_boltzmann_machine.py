@@ -13,6 +13,7 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.boltzmann_machine import BoltzmannMachine
 from lightning_modules.interfaces import Effort
 from lightning_modules.likelihood import annealed_importance_sampling
+from lightning_modules.stack import Stack
 
 
 @pytest.fixture(autouse=True)
@@ -334,6 +335,14 @@ def test_starts_from_the_base_rates_of_the_data() -> None:
     machine.start_from_data_mean(mean)
     torch.testing.assert_close(machine.decode(torch.zeros(1, 4).double())[0].detach(), mean.double())
     assert machine.biases[5:].count_nonzero() == 0
+
+
+def test_only_parameters_that_the_model_depends_on_are_counted() -> None:
+    machine = random_machine()
+    by_gradient = gradients(machine, log_p(machine)[3]).count_nonzero()
+    stack = Stack(layers=[RBM(num_visible=7, num_hidden=5), machine])
+    assert machine.num_parameters == by_gradient == 9 + 9 * 8 / 2
+    assert stack.num_parameters == 7 * 5 + 7 + 5 + by_gradient
 
 
 @pytest.mark.parametrize(
