@@ -30,7 +30,7 @@ from lightning_modules.interfaces import (
 )
 from lightning_modules.labeled import LabeledRBM
 from lightning_modules.likelihood import bounded
-from lightning_modules.stack import Stack
+from lightning_modules.stack import OfStack, Stack
 from lightning_modules.units import Bernoulli, Units
 
 
@@ -48,13 +48,11 @@ class Directed(Protocol):
     def visible_field(self, h: Tensor) -> Tensor: ...
 
 
-class BeliefNet(Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasChains, HasHiddenLayers):
+class BeliefNet(OfStack, Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasChains, HasHiddenLayers):
     """p(v, h_1 … h_{L−1}) = p(v | h_1) ⋯ p(h_{L−2} | h_{L−1}) p_top(h_{L−1}), with q(h_k | h_{k−1}) to infer.
 
     What a DBN and a net with untied weights have in common; they say what their directed layers are.
     """
-
-    stack: Stack
 
     @property
     @abstractmethod
@@ -72,16 +70,6 @@ class BeliefNet(Layer, SamplesHidden, Samples, SamplesByClass, HasLogProb, HasCh
         if not isinstance(self.top, LabeledRBM):
             raise ValueError("this belief net has no label units; its top layer would have to be a labeled_rbm")
         return self.top
-
-    @property
-    def visible_range(self) -> tuple[float, float] | None:
-        """That of the lowest layer."""
-        return self.stack.visible_range
-
-    @property
-    def hidden_range(self) -> tuple[float, float] | None:
-        """That of the top layer: (0, 1)."""
-        return self.stack.hidden_range
 
     # ---- upwards
 

@@ -206,18 +206,24 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
         return cls(layers=layers), torch.tensor([[1.0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 1]])
 
 
-class OverStack(Model, Encodes):
-    """Stands over a stack whose layers go on learning in it; its codes are the stack's."""
+class OfStack(Encodes):
+    """Made of a stack, and reads and gives what it does."""
 
     stack: Stack
 
     @property
     def visible_range(self) -> tuple[float, float] | None:
+        """That of the lowest layer."""
         return self.stack.visible_range
 
     @property
     def hidden_range(self) -> tuple[float, float] | None:
+        """That of the top layer."""
         return self.stack.hidden_range
+
+
+class OverStack(OfStack, Model):
+    """Stands over a stack whose layers go on learning in it; its codes are the stack's."""
 
     def encode(self, v: Tensor) -> Tensor:
         return self.stack.encode(v)
