@@ -228,6 +228,13 @@ class StagePlan(Strict):
     rounds: bool = False  # many passes, each from where the last one ended; begins at random
     labeled: bool = False  # learns from labels, or can be measured by them
 
+    @property
+    def counted(self) -> str:
+        """What its progress is counted in."""
+        if self.flow == "finetune":
+            return "runs"
+        return "rounds" if self.rounds else "batches" if self.one_pass else "steps"
+
 
 class Plan(Strict):
     stages: list[StagePlan]

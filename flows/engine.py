@@ -219,7 +219,8 @@ class RecipeRun:
             found = all((self.out / step.folder / "result.json").exists() for step in steps)  # another recipe's work
             if not found:
                 try:
-                    with self.reporter.bar(label, self._counted(steps[0])) as progress:
+                    unit = "models" if steps[0].flow == "evaluate" else self._planned[steps[0].name].counted
+                    with self.reporter.bar(label, unit) as progress:
                         request = first / "request.json"
                         stage.run_jobs(label, jobs, request, first / "log.txt", progress, debug=self.debug)
                 except StrataError:
@@ -230,13 +231,6 @@ class RecipeRun:
             if not self._find(step):
                 raise StrataError(f"stage {step.name} ended without a result; its log is {first / 'log.txt'}")
             self._finished(step, found=found)
-
-    def _counted(self, step: Step) -> str:
-        """What its progress is counted in."""
-        planned = self._planned[step.name]
-        if step.flow in ("finetune", "evaluate"):
-            return "runs" if step.flow == "finetune" else "models"
-        return "rounds" if planned.rounds else "batches" if planned.one_pass else "steps"
 
     @contextmanager
     def _locked(self, folder: Path, step: Step) -> Iterator[None]:

@@ -114,3 +114,13 @@ def test_word_models_do_not_read_pictures(model: str) -> None:
     ):
         planned(f"  one: {{model: {{kind: {model}}}}}\n")
     planned(f"  one: {{model: {{kind: {model}}}}}\n", shape=[784])
+
+
+def test_progress_is_counted_in_what_a_stage_does_again_and_again() -> None:
+    found = planned(
+        "  white: {model: {kind: whitening, num_hidden: 30}}\n"
+        "  groups: {on: white, model: {kind: kmeans, num_hidden: 10}}\n"
+        "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
+        "  few: {on: code, finetune: {labels: [10]}}\n"
+    )
+    assert [stage.counted for stage in found.stages] == ["batches", "rounds", "steps", "runs"]
