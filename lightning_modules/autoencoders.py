@@ -86,6 +86,10 @@ class Autoencoder(Model, Layer, Denoises, MovingAverages):
         if sparsity_target is not None:
             self.sparsity = Sparsity(num_hidden, target=sparsity_target, cost=sparsity_cost)
 
+    def idle_arguments(self) -> dict[str, str]:
+        """What only a sparsity target needs."""
+        return {} if self.sparsity is not None else {"sparsity_cost": "a sparsity_target"}
+
     @property
     def visible_range(self) -> tuple[float, float] | None:
         return (0.0, 1.0) if self.loss == "cross_entropy" else None

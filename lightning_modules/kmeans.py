@@ -79,6 +79,10 @@ class KMeans(IteratedModel, Layer, Clusters, Measures):
         self._far: dict[str, Tensor]
         self.forget()
 
+    def idle_arguments(self) -> dict[str, str]:
+        """What only rounds over all samples need."""
+        return {} if self.batch_size is None else {"tolerance": "rounds over all samples, no batch_size"}
+
     @property
     def hidden_range(self) -> tuple[float, float] | None:
         return (0.0, 1.0) if self.code == "one_hot" else None

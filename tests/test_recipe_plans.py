@@ -57,6 +57,14 @@ def planned(stages: str, **changed: Any) -> Plan:
         ("rbm, algorithm: pcd, num_temperatures: 9", "num_temperatures changes nothing about this rbm: it needs"),
         ("rbm, algorithm: pcd, fast_learning_rate: 0.1", "needs algorithm: fast_pcd; say so, or leave"),
         ("rbm, sparsity_cost: 1.0", "sparsity_cost changes nothing about this rbm: it needs a sparsity_target; say so"),
+        (
+            "autoencoder, sparsity_cost: 1.0",
+            "sparsity_cost changes nothing about this autoencoder: it needs a sparsity",
+        ),
+        (
+            "kmeans, batch_size: 100, tolerance: 0.1",
+            "tolerance changes nothing about this kmeans: it needs rounds over",
+        ),
         ("labeled_rbm, num_chains: 50", "num_chains changes nothing about this labeled_rbm: it needs algorithm: pcd"),
     ],
 )
@@ -73,6 +81,8 @@ def test_an_argument_that_changes_nothing_is_refused(model: str, expected: str) 
         "rbm, sparsity_target: 0.1, sparsity_cost: 1.0",
         "rbm, algorithm: fast_pcd, num_chains: 50, fast_learning_rate: 0.1",
         "labeled_rbm, algorithm: pcd, num_chains: 50",
+        "autoencoder, sparsity_target: 0.1, sparsity_cost: 2.0",
+        "kmeans, tolerance: 0.1",
     ],
 )
 def test_an_argument_that_is_used_is_not(model: str) -> None:
