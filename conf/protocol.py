@@ -231,8 +231,6 @@ class StagePlan(Strict):
     @property
     def counted(self) -> str:
         """What its progress is counted in."""
-        if self.flow == "finetune":
-            return "runs"
         return "rounds" if self.rounds else "batches" if self.one_pass else "steps"
 
 

@@ -93,7 +93,7 @@ class RBM(
     num_states: of each group of softmax units, whose number it divides; for no others.
     """
 
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class BoltzmannMachine(Model, Layer, HasLogProb, Samples, StartsFromData, RankSt
     weight_std: of the initial couplings, ≥ 0.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,

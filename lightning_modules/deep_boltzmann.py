@@ -69,7 +69,7 @@ class DBM(Model, Layer, HasLogProb, HasFreeEnergy, Samples, HasChains, HasHidden
         machines are parametrised, not which there are.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     stack: Stack
 
     def __init__(

@@ -64,9 +64,9 @@ def finetune(job: FinetuneJob, tell: Tell) -> tuple[str, dict[str, float], list[
     for number, run in enumerate(runs):
         about = folder / "runs" / run.name / "run.json"
         if not about.exists():
-            durable.write_json(about, _one_run(job, run, stack, data, about.parent))
+            tell({"progress": {"stage": f"{job.stage} {number + 1}/{len(runs)}"}})
+            durable.write_json(about, _one_run(job, run, stack, data, about.parent, tell))
         done.append(durable.read_json(about))
-        tell({"progress": {"done": number + 1, "of": len(runs), "loss": done[-1]["error"] / 100}})
     metrics = _summary(settings.labels, done)
     _write_journal(folder, done)
     return durable.digest_value(done), metrics, done
@@ -81,7 +81,7 @@ class _Data:
         self.labels = self.reader.labels()
 
 
-def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Path) -> dict[str, Any]:
+def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Path, tell: Tell) -> dict[str, Any]:
     settings, inputs = job.finetune, job.inputs
     reader, labels = found.reader, found.labels
     num_classes = len(reader.manifest.classes)
@@ -117,7 +117,14 @@ def _one_run(job: FinetuneJob, run: Run, stack: Stack, found: _Data, folder: Pat
         remembered=Path(inputs.remembered) if inputs.remembered else None,
         without=inputs.without,
     )
-    fit(classifier, data, train, stage=f"{job.stage} ({run.name})", seed=run.seed)
+    fit(
+        classifier,
+        data,
+        train,
+        stage=f"{job.stage} ({run.name})",
+        seed=run.seed,
+        progress=lambda done, of, loss: tell({"progress": {"done": done, "of": of, "loss": loss}}),
+    )
     error = percent_wrong(classifier, reader, found.parts["test"][:], labels)
     about = {"stage": job.stage, "labels": run.labels, "seed": run.seed, **trained_on(inputs)}
     digest = registry.save(classifier, folder / "model", about)

@@ -98,7 +98,7 @@ class LabeledRBM(
     algorithm, gibbs_steps, num_chains, weight_std: see `RBM`; the chains of the negative phase carry labels as well.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     num_classes: int
 
     def __init__(

@@ -33,6 +33,7 @@ from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from data.splits import some
 from lightning_modules.checkpoint import Checkpoints, Saved
+from lightning_modules.draws import bernoulli
 from lightning_modules.interfaces import (
     Batch,
     HasFreeEnergy,
@@ -189,7 +190,7 @@ class Training(pl.LightningModule):
     def from_data(self, x: Tensor) -> Tensor:
         """Scaled data → what the model learns from: binarized if asked, then handed up by the stack below."""
         if self.train_settings.binarize == "sample":
-            x = torch.bernoulli(x)
+            x = bernoulli(x)
         if self.below is None or len(x) == 0:
             return x if self.below is None else x.new_zeros(0, self.below.num_hidden)
         with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class VAE(Model, Encodes, Samples, HasLogProb):
     deviation for all components, learned with the rest, or fixed by `visible_std` in units of the data).
     Log standard deviations stay within ±7 nats: the encoder's through 7 tanh(·/7), the learned one by `after_step`.
     """
+
+    revision: ClassVar[int] = 2
 
     def __init__(
         self,

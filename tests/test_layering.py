@@ -22,6 +22,7 @@ MATHEMATICS = tuple(  # the families of models and what they share: no shards, n
     _L + name
     for name in [
         "interfaces",
+        "draws",
         "units",
         "gaussian",
         "rectified",
@@ -110,7 +111,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     "flows": ("flows", "data"),
     "lightning_modules": MATHEMATICS,
     _L + "interfaces": (),
-    _L + "units": (_L + "interfaces",),
+    _L + "draws": (),
+    _L + "units": (_L + "draws", _L + "interfaces"),
     _L + "gaussian": (_L + "units",),
     _L + "rectified": (_L + "units",),
     _L + "categorical": (_L + "units",),
@@ -128,7 +130,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {  # package or file → ours it may impor
     _L + "enumeration": (_L + "bipartite", _L + "interfaces", _L + "likelihood", _L + "negative_phase", _L + "units"),
     _L + "stack": (_L + "interfaces", _L + "boltzmann"),  # the latter only in its example
     _L + "hamming": ("data",),
-    _L + "training": (_L + "interfaces", _L + "stack", _L + "checkpoint", _L + "optimizer", _L + "seeding", "data"),
+    _L + "training": (
+        *(_L + name for name in ("interfaces", "stack", "draws", "checkpoint", "optimizer", "seeding")),
+        "data",
+    ),
 } | {job: ("lightning_modules", "data") for job in JOBS}
 ONLY_IN = {  # a library, and the only places that may import it
     "prefect": ("flows.",),

@@ -133,4 +133,4 @@ def test_progress_is_counted_in_what_a_stage_does_again_and_again() -> None:
         "  code: {on: white, model: {kind: autoencoder, loss: squared_error, num_hidden: 9}}\n"
         "  few: {on: code, finetune: {labels: [10]}}\n"
     )
-    assert [stage.counted for stage in found.stages] == ["batches", "rounds", "steps", "runs"]
+    assert [stage.counted for stage in found.stages] == ["batches", "rounds", "steps", "steps"]

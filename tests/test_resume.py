@@ -137,6 +137,10 @@ def test_a_finetuning_killed_within_or_between_its_runs(
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("runs/*/run.json"))) == 8
+    said = template.said("progress")
+    assert [line["stage"] for line in said if "stage" in line] == ["few", *(f"few {run}/8" for run in range(1, 9))]
+    ends = [line["done"] for line in said if line.get("done") == line.get("of", -1)]
+    assert ends == 4 * [3] + 4 * [6]  # three epochs of one batch, of two
     for moment in (("step", 2), ("step", 11), ("before rename", 6), ("after rename", 8), ("before rename", 33)):
         folder = tmp_path / "-".join(map(str, moment))
         assert template.do(placed(job, folder), moment) == -signal.SIGKILL

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.categorical import ReplicatedSoftmax, Softmax
+from lightning_modules.draws import _on, bernoulli
 from lightning_modules.gaussian import Gaussian
 from lightning_modules.rectified import NoisyRectified
 from lightning_modules.units import Bernoulli, Units
@@ -168,9 +169,37 @@ def test_documents_have_their_own_numbers_of_words_and_multinomial_counts() -> N
 @pytest.mark.parametrize("units", [Bernoulli(), Softmax(2, 2)])
 def test_certain_draws_are_certain(units: Units) -> None:
     torch.manual_seed(0)
-    ends = torch.tensor([[0.0, 1.0]]).repeat(1000, 1)
-    assert torch.equal(units.draw(ends), ends)
+    for number in (1000, 1_000_000):
+        ends = torch.tensor([[0.0, 1.0]]).repeat(number, 1)
+        assert torch.equal(units.draw(ends), ends)
     assert set(units.draw(torch.full((100, 2), 0.5)).flatten().tolist()) == {0.0, 1.0}
+
+
+def test_shared_bits_leave_each_unit_the_law_of_24_bits_of_its_own() -> None:
+    """Over all 2^16 values of a unit's bits and all 2^8 of those that are shared."""
+    means = [0.0, 1.0, 0.5, 1 / 3, 0.9, 0.123456, 2**-10, 3 * 2**-17, 1 - 2**-20]
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    for mean in means:
+        on = sum(_on(bits, torch.tensor(float(finer)), torch.full((2**16,), mean)).sum().item() for finer in range(256))
+        assert on / 2**24 == pytest.approx(mean, abs=2**-24, rel=0)
+
+
+@pytest.mark.parametrize("shape", [(10, 101), (97, 101)])
+def test_units_are_drawn_one_by_one_with_their_own_means(shape: tuple[int, int]) -> None:
+    """2,000 draws of each: frequencies, and products of neighbours. The sum of n squared scores is n ± 5 √(2n), about a
+    false alarm in a million seeds; few and many units go different ways.
+    """
+    torch.manual_seed(0)
+    mean, number = 0.1 + 0.8 * torch.rand(shape, dtype=torch.float64), 2000
+    draws = [bernoulli(mean) for _ in range(number)]
+    left, right = mean[:, :-1], mean[:, 1:]
+    pairs = sum((x[:, :-1] - left) * (x[:, 1:] - right) for x in draws)
+    for total, variance in (
+        (sum(draws) - number * mean, mean * (1 - mean)),
+        (pairs, left * (1 - left) * right * (1 - right)),
+    ):
+        scores = (total.square() / (number * variance)).sum().item()
+        assert abs(scores - total.numel()) < 5 * (2 * total.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
