@@ -71,6 +71,11 @@ class BeliefNet(OfStack, Layer, SamplesHidden, Samples, SamplesByClass, HasLogPr
             raise ValueError("this belief net has no label units; its top layer would have to be a labeled_rbm")
         return self.top
 
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the lowest layer does."""
+        return bool(getattr(self.stack[0], "reads_counts", False))
+
     # ---- upwards
 
     def recognise(self, v: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import lightning_modules as registry
 from conf import CountsSource, Split
 from conf.protocol import Inputs
 from data.sources import open_source
+from lightning_modules.belief_nets import DBN
 from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import Fitted
 from lightning_modules.stack import Stack
@@ -47,12 +48,15 @@ def test_a_machine_of_rectified_units_is_evaluated_without_a_likelihood(tmp_path
     assert math.isfinite(metrics["test/squared_error"]) and "test/log_prob" not in metrics
 
 
-@pytest.mark.parametrize("kind", ["rbm", "lda"])
+@pytest.mark.parametrize("kind", ["rbm", "dbn", "lda"])
 def test_models_of_documents_are_measured_by_perplexity(kind: str, counts: Inputs, tmp_path: Path) -> None:
-    """Untrained, with words of equal shares, both are in doubt about all four words."""
+    """Untrained, with words of equal shares, all are in doubt about all four words."""
     model: Fitted = LDA(num_visible=4, num_topics=2)
+    rbm = RBM(num_visible=4, num_hidden=3, visible="replicated_softmax", weight_std=0)
     if kind == "rbm":
-        model = Stack(layers=[RBM(num_visible=4, num_hidden=3, visible="replicated_softmax", weight_std=0)])
+        model = Stack(layers=[rbm])
+    if kind == "dbn":
+        model = Stack(layers=[DBN(stack=Stack(layers=[rbm, RBM(num_visible=3, num_hidden=2, weight_std=0)]))])
     metrics = measured(model, tmp_path / "stage", counts)
     assert metrics["test/perplexity"] == pytest.approx(4, rel=1e-5)
     shares = np.array(WORDS).sum(0) / np.sum(WORDS)
