@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lightning_modules import density
 from lightning_modules.algorithms import idle_arguments, negative_phase
 from lightning_modules.bipartite import Bipartite
+from lightning_modules.categorical import ReplicatedSoftmax, Softmax
 from lightning_modules.centering import Centering
 from lightning_modules.families import hidden_family, visible_family
 from lightning_modules.gaussian import Gaussian
@@ -223,7 +224,9 @@ class RBM(
     # ---- training
 
     def start_from_data(self, x: Tensor) -> None:
-        """Base rates, and of Gaussian visible units the data's own scale."""
+        """Base rates, and of Gaussian visible units the data's own scale. ValueError for what units cannot be."""
+        if isinstance(self.visible_units, (Softmax, ReplicatedSoftmax)):
+            self.visible_units.require(x)
         if isinstance(self.visible_units, Gaussian):
             self.start_from_data_std(x.std(dim=0, correction=0))
         self.start_from_data_mean(x.mean(dim=0))

@@ -33,6 +33,11 @@ class Softmax(Units):
             raise ValueError(f"softmax units come in groups of num_states: {num_units} is no multiple of {num_states}")
         self.num_states = num_states
 
+    def require(self, x: Tensor) -> None:
+        """ValueError where x, (batch, num_units), are no states."""
+        if not ((x == 0) | (x == 1)).all() or not (self._groups(x).sum(-1) == 1).all():
+            raise ValueError(f"softmax units are states: of every {self.num_states} values one is 1, all others are 0")
+
     def _groups(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.num_states))  # (batch, groups, num_states)
 
@@ -71,6 +76,11 @@ class ReplicatedSoftmax(Units):
 
     value_range = (0.0, math.inf)
     smallest_mean: ClassVar[float] = 1e-6  # words a document
+
+    def require(self, x: Tensor) -> None:
+        """ValueError where x, (batch, num_words), are no counts."""
+        if not (x == x.round()).all():
+            raise ValueError("replicated_softmax units are counts of words, but there are values between whole numbers")
 
     def log_base(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[:-1])

@@ -28,7 +28,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from conf import Train
-from conf.errors import Diverged, Interrupted
+from conf.errors import Diverged, InputError, Interrupted
 from conf.journal import Journal
 from data.loading import ShardData, Step, piece
 from data.splits import some
@@ -411,7 +411,10 @@ def fit(
     if saved is None and isinstance(model, StartsFromData):
         seed_torch(seed, "data mean")
         x = module.from_data(data.examples(some(data.samples, 10_000, "data mean")))
-        model.start_from_data(x)
+        try:
+            model.start_from_data(x)
+        except ValueError as error:
+            raise InputError(f"stage {stage}: {error}") from None
     data.start_step = module.next_step
     before = _note_signals(module)
     try:

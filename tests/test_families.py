@@ -258,6 +258,21 @@ def documents(num_words: int, length: int) -> Tensor:
     return torch.nn.functional.one_hot(sequences, num_words).sum(1).double()
 
 
+@pytest.mark.parametrize(
+    ("visible", "fits", "wrong"),
+    [
+        ("softmax", [1.0, 0, 0, 0, 1, 0], [1.0, 0, 0, 0, 1, 1]),
+        ("softmax", [0.0, 0, 1, 1, 0, 0], [0.5, 0.5, 0, 1, 0, 0]),
+        ("replicated_softmax", [2.0, 0, 1, 0, 0, 0], [0.2, 0, 1, 0, 0, 0]),
+    ],
+)
+def test_data_that_are_no_states_or_no_counts_are_refused(visible: str, fits: list[float], wrong: list[float]) -> None:
+    rbm = machine(visible)
+    rbm.start_from_data(torch.tensor([fits]).double())
+    with pytest.raises(ValueError, match=f"{visible} units are"):
+        rbm.start_from_data(torch.tensor([fits, wrong]).double())
+
+
 def test_hidden_bias_scales_with_the_number_of_words() -> None:
     rbm = machine("replicated_softmax", num_visible=3)
     rbm.weights.data.zero_()

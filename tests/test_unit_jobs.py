@@ -12,6 +12,7 @@ import torch
 
 import lightning_modules as registry
 from conf import CountsSource, Split
+from conf.errors import InputError
 from conf.protocol import Inputs
 from data.sources import open_source
 from lightning_modules.belief_nets import DBN
@@ -19,9 +20,9 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.interfaces import Fitted
 from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
+from tests.pass_jobs import learned, read
 from tests.pass_jobs import measured as evaluated
-from tests.pass_jobs import read
-from tests.stage_kills import inputs
+from tests.stage_kills import inputs, train_job
 
 WORDS = [[3, 1, 0, 0], [0, 2, 2, 0], [1, 1, 1, 1], [5, 0, 0, 1], [0, 0, 0, 2]]
 
@@ -46,6 +47,14 @@ def test_a_machine_of_rectified_units_is_evaluated_without_a_likelihood(tmp_path
     rbm = RBM(num_visible=64, num_hidden=10, visible="gaussian", hidden="relu")
     metrics = measured(Stack(layers=[rbm]), tmp_path / "stage", inputs(tmp_path / "shards"))
     assert math.isfinite(metrics["test/squared_error"]) and "test/log_prob" not in metrics
+
+
+def test_gray_levels_are_no_states(tmp_path: Path) -> None:
+    job = train_job(
+        inputs(tmp_path / "shards"), "rbm", {"epochs": 1}, num_visible=64, num_hidden=4, visible="softmax", num_states=4
+    )
+    with pytest.raises(InputError, match=r"stage \w+: softmax units are states: of every 4 values one is 1"):
+        learned(job, tmp_path / "stage")
 
 
 @pytest.mark.parametrize("kind", ["rbm", "dbn", "lda"])
