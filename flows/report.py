@@ -66,7 +66,10 @@ def summary(run: Run) -> str:
     """What ran and the headline numbers, in words."""
     jobs = [stage for stage in run.stages if stage.row["flow"] not in ("ingest", "evaluate")]
     done = [stage for stage in jobs if stage.row["status"] == "finished"]
-    verbs = {"pretrain": "pretrained {} greedily, layer by layer", "train": "trained {}", "finetune": "fine-tuned {}"}
+    declared = run.record.get("recipe", {}).get("stages", {})
+    stacked = any(stage.row["flow"] == "pretrain" and declared.get(stage.name, {}).get("on") for stage in done)
+    greedily = " greedily, layer by layer" if stacked else ""
+    verbs = {"pretrain": f"pretrained {{}}{greedily}", "train": "trained {}", "finetune": "fine-tuned {}"}
     said = []
     for flow, verb in verbs.items():
         names = [

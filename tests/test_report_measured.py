@@ -63,7 +63,17 @@ def test_stages_of_no_epochs_are_called_so(tmp_path: Path) -> None:
     shown = [row for row in STAGES if row["name"] in ("layer1", "vae") and row["flow"] != "evaluate"]
     record(tmp_path, shown, recipe=recipe)
     said = Reader(report.write(tmp_path, RUN).read_text()).words
-    assert "pretrained layer1 (rbm, no epochs) greedily" in said and "trained vae (vae)" in said
+    assert "pretrained layer1 (rbm, no epochs) and trained vae (vae)" in said
+
+
+def test_only_what_stands_on_a_layer_grew_layer_by_layer(tmp_path: Path) -> None:
+    for name in ("layer1", "layer2"):
+        stage(tmp_path, name, "train", "rbm", metrics={}, model=True)
+    shown = [row for row in STAGES if row["name"] in ("layer1", "layer2") and row["flow"] == "pretrain"]
+    for below, said in ({}, "layer2 (rbm)."), ({"on": "layer1"}, "layer2 (rbm) greedily, layer by layer."):
+        record(tmp_path, shown, recipe={"stages": {"layer1": {}, "layer2": below}})
+        words = Reader(report.write(tmp_path, RUN).read_text()).words
+        assert f"pretrained layer1 (rbm) and {said}" in " ".join(words.split())
 
 
 def test_stages_without_twins_stand_beside_each_other(tmp_path: Path) -> None:
