@@ -61,7 +61,7 @@ def learn(job: TrainJob, tell: Tell, *, save: bool) -> dict[str, Any]:
         "metrics": metrics,
         "model": True,
         "steps": steps,
-        "details": {"parameters": final.num_parameters},
+        "details": {"parameters": model.num_parameters},
         "placement": {"exact": exact},
     }
 

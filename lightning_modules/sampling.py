@@ -27,7 +27,8 @@ def sample(job: SampleJob) -> dict[str, Any]:
     model = registry.load(Path(job.model)).eval()
     sampler = figures.able(model, Samples)
     if sampler is None:
-        raise InputError(f"{job.model}: a {kind_of(model)} does not draw samples; rbm, dbn, vae and gan do")
+        able = ", ".join(kind for kind, drawing in registry.MODELS.items() if issubclass(drawing, Samples))
+        raise InputError(f"{job.model}: a {kind_of(model)} does not draw samples; these do: {able}")
     seed_torch(job.seed, "sample")
     drawn = sampler.sample(job.number, effort=Effort(num_temperatures=job.gibbs_steps)).float().numpy()
     out = Path(job.out)

@@ -137,8 +137,9 @@ def test_a_tied_layer_without_a_step_leaves_the_bound_where_it_was(
 ) -> None:
     """Through shards, files and the training's own start: the same model, to the rounding of float32."""
     job = train_job(striped_inputs, "rbm", {"epochs": 0}, layer1, num_visible=8, num_hidden=16, start="tied")
-    stack, _ = learned(job, tmp_path / "tied")
+    stack, answer = learned(job, tmp_path / "tied")
     below, above = stack
+    assert answer["details"]["parameters"] == 8 * 16 + 8 + 16  # its own, as the plan counts them
     assert isinstance(below, RBM) and torch.equal(above.weights, below.weights.t())
     x = torch.from_numpy(striped(50)[0].reshape(50, 16))
     exact = below.log_prob(x, effort=Effort()).nats

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import lightning_modules as registry
 from conf import Split
+from conf.errors import InputError
 from conf.journal import read as read_journal
+from conf.protocol import SampleJob
 from data.shards import Reader
 from data.splits import divide, some
 from flows.figures import read as arrays
@@ -25,6 +27,7 @@ from lightning_modules.boltzmann import RBM
 from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Effort, Fitted, HasChains
 from lightning_modules.labeled import LabeledRBM
+from lightning_modules.sampling import sample
 from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
 from lightning_modules.unrolled import DeepAutoencoder
@@ -282,6 +285,8 @@ def test_the_free_energy_gap_of_a_training(tmp_path: Path) -> None:
 
     autoencoder = train_job(inputs, "autoencoder", {"epochs": 1}, num_visible=12, num_hidden=3)
     assert "validation/free_energy_gap" not in learned(autoencoder, tmp_path / "autoencoder")[1]["metrics"]
+    with pytest.raises(InputError, match="autoencoder does not draw samples; these do: rbm, boltzmann_machine, "):
+        sample(SampleJob(model=str(tmp_path / "autoencoder" / "model"), number=1, out=str(tmp_path / "x.npy")))
 
     metrics = measured(tmp_path / "rbm", inputs)
     found = {path.stem: arrays(path) for path in (tmp_path / "rbm" / "figures").glob("*.npz")}
