@@ -31,9 +31,9 @@ def curves(run: Run) -> str:
                 legend = ["train", "validation"] if series["validation"] else legend
     note = (
         "Training objectives should fall and flatten, and validation should follow training: where it turns up again "
-        "the model has begun to memorise. Two exceptions. The loss of an RBM, a deep or a general Boltzmann machine sets "
-        "energies of data against those of chains and says little, unless the gradient is exact; reconstruction error "
-        "and likelihood say more. A GAN's two losses play against each other: good is that neither runs away. "
+        "the model has begun to memorise. Two exceptions. The loss of an RBM, a deep or a general Boltzmann machine "
+        "sets energies of data against those of chains and says little, unless the gradient is exact; reconstruction "
+        "error and likelihood say more. A GAN's two losses play against each other: good is that neither runs away. "
         "Long curves are averaged in bins."
     )
     return section("Training curves", charts.legend(legend) + cards(drawn), note) if drawn else ""
