@@ -16,7 +16,7 @@ import numpy as np
 from flows import charts, dictionary_figures, pictures
 from flows.pictures import Array
 
-NUM_BINS = 20  # of the histograms of activity, on [0, 1]
+NUM_BINS = 20  # of the histograms of activity
 SILENT = 0.05  # a unit that no example makes likelier on than this is never on; as far from 1, always on
 MILLISECONDS = 200  # a frame of moving chains
 
@@ -134,13 +134,14 @@ def _chains(content: Figure) -> tuple[Array | None, list[int]]:
 
 @dataclass(frozen=True)
 class Units:
-    """How active the units of a layer are on some examples."""
+    """How active the units of a layer are on some examples: with which probability or, if rectified, how strongly."""
 
     num_units: int
     num_examples: int
     never_on: int
     always_on: int
     mean: float
+    rectified: bool  # their values are no probabilities
     by_unit: str  # charts
     by_example: str
 
@@ -151,16 +152,21 @@ def activity(content: Figure) -> dict[str, Units]:
     for layer in sorted({name.partition("_")[0] for name in content}):
         units, examples = content[f"{layer}_units"], content[f"{layer}_examples"]
         title = f"activity of {layer}"
-        edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+        highest, lowest = content[f"{layer}_highest"], content[f"{layer}_lowest"]
+        rectified = f"{layer}_rectified" in content
+        top = float(max(units.max(), examples.max())) or 1.0 if rectified else 1.0
+        edges = np.linspace(0.0, top, NUM_BINS + 1)
         by_unit, by_example = (np.histogram(values, edges)[0].tolist() for values in (units, examples))
+        of_example = "mean over units" if rectified else "share of units on"
         found[layer] = Units(
             num_units=len(units),
             num_examples=len(examples),
-            never_on=int((content[f"{layer}_highest"] < SILENT).sum()),
-            always_on=int((content[f"{layer}_lowest"] > 1 - SILENT).sum()),
+            never_on=int((highest < SILENT).sum()),
+            always_on=0 if rectified else int((lowest > 1 - SILENT).sum()),
             mean=float(units.mean()),
+            rectified=rectified,
             by_unit=charts.histogram(by_unit, edges.tolist(), title, "a unit's mean over examples", "units"),
-            by_example=charts.histogram(by_example, edges.tolist(), title, "share of units on", "examples"),
+            by_example=charts.histogram(by_example, edges.tolist(), title, of_example, "examples"),
         )
     return found
 

@@ -116,17 +116,19 @@ def activity(run: Run) -> str:
             if (units.by_unit, units.by_example) in seen:
                 continue
             seen.add((units.by_unit, units.by_example))
-            small = (
-                f"layer {layer.removeprefix('layer')} · of {units.num_units:,} units {units.never_on:,} never on and "
-                f"{units.always_on:,} always on · {units.mean:.0%} on at a time · {units.num_examples:,} "
-                f"{measured([stage.set])} examples"
-            )
+            idle = f"of {units.num_units:,} units {units.never_on:,} never on"
+            if units.rectified:
+                idle += f" · mean value {number(units.mean)}"
+            else:
+                idle += f" and {units.always_on:,} always on · {units.mean:.0%} on at a time"
+            seen_on = f"{units.num_examples:,} {measured([stage.set])} examples"
+            small = f"layer {layer.removeprefix('layer')} · {idle} · {seen_on}"
             drawn.append(card(f"<b>{text(stage.name)}</b>", text(small), units.by_unit + units.by_example))
     note = (
         "How active hidden units are, by unit and by example. A unit is never on if it was on with a probability below "
-        f"{figures.SILENT:.0%} for every example, and always on the other way round: either tells nothing, and many of "
-        "them mean a learning rate that was too high. Good: most units are on for some examples and off for others, "
-        "and no example leaves all of them silent."
+        f"{figures.SILENT:.0%} for every example (a rectified one: with a mean below {figures.SILENT:g}), and always "
+        "on the other way round: either tells nothing, and many of them mean a learning rate that was too high. Good: "
+        "most units are on for some examples and off for others, and no example leaves all of them silent."
     )
     return section("Hidden activity", cards(drawn), note) if drawn else ""
 

@@ -6,6 +6,7 @@ it is missing. Arrays that end in `num_visible` are data and may be pictures; al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -111,6 +112,7 @@ def activity(model: Fitted, x: Tensor) -> Numbers:
 
     layerK_units (num_units,): a unit's mean over examples; layerK_lowest, layerK_highest: the ends of its range.
     layerK_examples (examples,): the mean over units given one example, the share of units that are on.
+    layerK_rectified (): 1, there only for units whose means are no probabilities but any values ≥ 0.
     """
     shown = able(model, HasHiddenLayers)
     numbers: Numbers = {}
@@ -121,6 +123,8 @@ def activity(model: Fitted, x: Tensor) -> Numbers:
             "highest": means.amax(0),
             "examples": means.mean(1),
         }
+        if getattr(shown, "hidden_range", None) == (0.0, math.inf):
+            about["rectified"] = torch.tensor(1)
         numbers |= {f"layer{height}_{name}": values for name, values in about.items()}
     return numbers
 

@@ -311,7 +311,8 @@ class HasChains(ABC):
 class HasHiddenLayers(ABC):
     """Has hidden units to look at, by layer: 1 is the layer next to the data.
 
-    A layer may be left out: one whose units do not lie in [0, 1] has no activity, one without weights no fields.
+    A layer may be left out: one whose units are neither in [0, 1] nor rectified has no activity, one without weights
+    no fields.
     """
 
     @abstractmethod

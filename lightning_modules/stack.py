@@ -177,8 +177,9 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
         return projected
 
     def hidden_means(self, v: Tensor) -> dict[int, Tensor]:
-        """{L: codes}, (batch, num_hidden), if the codes lie in [0, 1]."""
-        return {self._height: self.encode(v)} if self.hidden_range == (0.0, 1.0) else {}
+        """{L: codes}, (batch, num_hidden), if they lie in [0, 1] or are those of an RBM's rectified units."""
+        rectified = self.hidden_range == (0.0, math.inf) and isinstance(self[-1], SamplesHidden)
+        return {self._height: self.encode(v)} if rectified or self.hidden_range == (0.0, 1.0) else {}
 
     def incoming_weights(self) -> dict[int, Tensor]:
         """{L: the top layer's own filters}, if it learned any by gradient and they are its weights."""

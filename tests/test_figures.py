@@ -107,6 +107,12 @@ def test_activity_of_dead_and_always_on_units_by_hand() -> None:
         torch.testing.assert_close(found[name], torch.tensor(values))
 
 
+def test_rectified_units_have_an_activity_and_linear_ones_none() -> None:
+    for hidden, layers in ("relu", {"layer1"}), ("gaussian", set()):
+        found = figures.activity(stack(RBM(num_visible=3, num_hidden=2, hidden=hidden)), torch.rand(5, 3))
+        assert {name.split("_")[0] for name in found} == layers and ("layer1_rectified" in found) == bool(layers)
+
+
 def test_a_histogram_of_weights_by_hand() -> None:
     rbm = RBM(num_visible=3, num_hidden=2)
     with torch.no_grad():

@@ -344,6 +344,18 @@ def test_activity_counts_units_and_examples() -> None:
     assert figures.activity({}) == {} and figures.weights({}) == {}
 
 
+def test_activity_of_rectified_units_is_no_probability() -> None:
+    content = {
+        "layer1_units": np.array([0.01, 2.0, 4.0]), "layer1_examples": np.array([1.0, 3.0]),
+        "layer1_lowest": np.array([0.0, 1.5, 0.0]), "layer1_highest": np.array([0.04, 2.5, 8.0]),
+        "layer1_rectified": np.array(1),
+    }  # fmt: skip
+    found = figures.activity(content)["layer1"]
+    assert found.rectified and (found.never_on, found.always_on) == (1, 0)
+    assert "<title>3.8 to 4: 1</title>" in found.by_unit and "<title>3 to 3.2: 1</title>" in found.by_example
+    assert "mean over units" in found.by_example and "share" not in found.by_example
+
+
 @pytest.mark.parametrize(("dead", "said"), [(2, False), (3, True)])
 def test_a_layer_of_mostly_idle_units_is_said_at_the_head(tmp_path: Path, dead: int, said: bool) -> None:
     (tmp_path / "figures").mkdir()
