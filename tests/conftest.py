@@ -14,13 +14,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from data import durable
 from flows import servers
 from flows.cli import main
+
+if TYPE_CHECKING:
+    from conf.protocol import Inputs
+    from tests.stage_kills import Stages
 
 QUIET = {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 NOBODY = "http://127.0.0.1:9"  # the discard port: refused at once
@@ -212,6 +216,23 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]
             known.backup(new)
 
     return give
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """The digits as shards, for jobs that read them."""
+    from tests.stage_kills import inputs  # imports torch, which most sessions of few tests do without
+
+    return inputs(tmp_path_factory.mktemp("digits") / "shards")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    """Forks stage processes."""
+    from tests.stage_kills import stages
+
+    with stages(tmp_path_factory.mktemp("template")) as started:
+        yield started
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:

@@ -23,7 +23,6 @@ from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.evaluation import evaluate
 from lightning_modules.kmeans import KMeans
 from lightning_modules.stack import Stack
-from tests import stage_kills
 from tests.pass_jobs import learned
 from tests.stage_kills import standing_on, train_job
 
@@ -31,11 +30,6 @@ from tests.stage_kills import standing_on, train_job
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return stage_kills.inputs(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.mark.parametrize(("clusters", "classes"), [(4, 4), (3, 5), (5, 3)])

@@ -12,7 +12,7 @@ from torch import Tensor
 import lightning_modules as registry
 from conf import Recipe
 from conf.errors import InputError
-from conf.protocol import Description, Plan, PlanJob
+from conf.protocol import Description, Inputs, Plan, PlanJob
 from conf.reading import parse
 from flows.figures import read as arrays
 from lightning_modules import figures
@@ -23,7 +23,7 @@ from lightning_modules.finetuning import finetune
 from lightning_modules.planning import plan
 from lightning_modules.stack import Stack
 from tests.pass_jobs import learned, measured
-from tests.stage_kills import finetune_job, inputs, train_job
+from tests.stage_kills import finetune_job, train_job
 from tests.trained_on_digits import error, pca_error, small_digits, trained
 
 
@@ -162,20 +162,20 @@ def test_a_plan_knows_the_shape_of_pictures_and_of_the_maps_below() -> None:
         planned(stages, [64])
 
 
-def test_jobs_train_it_stand_on_it_show_it_and_fine_tune_it(tmp_path: Path) -> None:
-    read, low, top = inputs(tmp_path / "shards"), tmp_path / "low", tmp_path / "top"
+def test_jobs_train_it_stand_on_it_show_it_and_fine_tune_it(digits: Inputs, tmp_path: Path) -> None:
+    low, top = tmp_path / "low", tmp_path / "top"
     arguments = {"image_shape": [8, 8], "channels": [4, 2], "noise": "masking", "noise_level": 0.25}
-    learned(train_job(read, "conv_autoencoder", {"epochs": 1}, **arguments), low)
-    job = train_job(read, "rbm", {"epochs": 1}, low, num_visible=8, num_hidden=5)
+    learned(train_job(digits, "conv_autoencoder", {"epochs": 1}, **arguments), low)
+    job = train_job(digits, "rbm", {"epochs": 1}, low, num_visible=8, num_hidden=5)
     stack, _ = learned(job.model_copy(update={"hand_up": "mean"}), top)
     assert [type(layer).__name__ for layer in stack] == ["ConvAutoencoder", "RBM"]
     assert all(
         torch.equal(stack.state_dict()[n], value) for n, value in registry.load(low / "model").state_dict().items()
     )
-    assert measured(low, read, 50)["test/squared_error"] > 0 and measured(top, read, 50)["test/squared_error"] > 0
+    assert measured(low, digits, 50)["test/squared_error"] > 0 and measured(top, digits, 50)["test/squared_error"] > 0
     shown = {name: arrays(low / "figures" / f"{name}.npz") for name in ("filters", "reconstructions")}
     assert shown["filters"]["layer1"].shape == (2, 8, 8) and shown["reconstructions"]["corrupted"].shape == (16, 8, 8)
-    few = finetune_job(read, top).model_copy(update={"folder": str(tmp_path / "few")})
+    few = finetune_job(digits, top).model_copy(update={"folder": str(tmp_path / "few")})
     _, metrics, runs = finetune(few, lambda said: None)
     assert len(runs) == 8 and 0 < metrics["test/error@20"] <= 100
 

@@ -14,7 +14,6 @@ from conf.protocol import Inputs
 from lightning_modules.autoencoders import Autoencoder
 from lightning_modules.dec import DEC
 from lightning_modules.stack import Stack
-from tests import stage_kills
 from tests.pass_jobs import learned, measured, stored
 from tests.stage_kills import train_job
 
@@ -22,11 +21,6 @@ from tests.stage_kills import train_job
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return stage_kills.inputs(tmp_path_factory.mktemp("digits"))
 
 
 def small(**arguments: Any) -> DEC:

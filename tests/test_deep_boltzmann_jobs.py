@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from lightning_modules.deep_boltzmann import DBM
 from lightning_modules.interfaces import Effort
 from lightning_modules.planning import plan
 from lightning_modules.stack import Stack
-from tests.stage_kills import Stages, finetune_job, inputs, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, finetune_job, outcome, placed, train_job
 
 STAGES = """\
 name: deep
@@ -77,38 +76,29 @@ def test_chains_begin_at_the_data_and_at_what_the_machine_makes_of_them() -> Non
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return inputs(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(scope="module")
-def layer2(template: Stages, read: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layer2(template: Stages, digits: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished stack of two layers, each trained to be one of a deep machine."""
     below = None
     for visible, hidden, doubled in ((64, 20, "visible"), (20, 10, "hidden")):
         folder = tmp_path_factory.mktemp(f"layer{hidden}")
-        job = train_job(read, "rbm", {"epochs": 20}, below, num_visible=visible, num_hidden=hidden, doubled=doubled)
+        job = train_job(digits, "rbm", {"epochs": 20}, below, num_visible=visible, num_hidden=hidden, doubled=doubled)
         assert template.do(placed(job, folder)) == 0, template.log
         below = folder
     assert below is not None
     return below
 
 
-def dbm_job(read: Inputs, layer2: Path, settings: dict[str, Any], **arguments: Any) -> Any:
+def dbm_job(digits: Inputs, layer2: Path, settings: dict[str, Any], **arguments: Any) -> Any:
     """As a plan hands it over: the spec does not hold the stack, which comes with its weights."""
-    job = train_job(read, "rbm", settings | {"binarize": "sample"}, layer2, num_visible=64, num_hidden=1)
+    job = train_job(digits, "rbm", settings | {"binarize": "sample"}, layer2, num_visible=64, num_hidden=1)
     spec = {"kind": "dbm", "arguments": {"num_chains": 30, "gibbs_steps": 2} | arguments}
     return job.model_copy(update={"spec": spec, "revision": [["dbm", DBM.revision]]})
 
 
-def test_it_starts_from_the_weights_of_the_stack(template: Stages, read: Inputs, layer2: Path, tmp_path: Path) -> None:
-    assert template.do(placed(dbm_job(read, layer2, {"epochs": 0}), tmp_path)) == 0, template.log
+def test_it_starts_from_the_weights_of_the_stack(
+    template: Stages, digits: Inputs, layer2: Path, tmp_path: Path
+) -> None:
+    assert template.do(placed(dbm_job(digits, layer2, {"epochs": 0}), tmp_path)) == 0, template.log
     made, stack = registry.load(tmp_path / "model"), registry.load(layer2 / "model")
     assert isinstance(made, Stack) and len(made) == 1 and isinstance(stack, Stack)
     dbm = made[0]
@@ -119,12 +109,12 @@ def test_it_starts_from_the_weights_of_the_stack(template: Stages, read: Inputs,
 
 @pytest.mark.parametrize("name", ["dbm", "centered dbm", "boltzmann machine"])
 def test_killed_at_any_step_the_rest_is_the_same(
-    template: Stages, read: Inputs, layer2: Path, tmp_path: Path, name: str
+    template: Stages, digits: Inputs, layer2: Path, tmp_path: Path, name: str
 ) -> None:
     settings = {"momentum": 0.5, "weight_decay": 1e-3}
-    job = dbm_job(read, layer2, settings, centered=name.startswith("centered"))
+    job = dbm_job(digits, layer2, settings, centered=name.startswith("centered"))
     if name == "boltzmann machine":
-        job = train_job(read, "boltzmann_machine", settings, num_visible=64, num_hidden=4, num_chains=10)
+        job = train_job(digits, "boltzmann_machine", settings, num_visible=64, num_hidden=4, num_chains=10)
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert whole["result"]["steps"] == 26 and whole["result"]["placement"]["exact"]
@@ -136,9 +126,9 @@ def test_killed_at_any_step_the_rest_is_the_same(
 
 
 def test_two_ranks_share_the_chains_and_one_may_die(
-    template: Stages, read: Inputs, layer2: Path, tmp_path: Path
+    template: Stages, digits: Inputs, layer2: Path, tmp_path: Path
 ) -> None:
-    job = dbm_job(read, layer2, {}, centered=True, num_chains=21)
+    job = dbm_job(digits, layer2, {}, centered=True, num_chains=21)
     assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0], template.log
     for step in (1, 8):
         folder = tmp_path / f"killed-{step}"
@@ -149,19 +139,19 @@ def test_two_ranks_share_the_chains_and_one_may_die(
 
 
 def test_training_raises_the_bound_and_a_classifier_learns_through_it(
-    template: Stages, read: Inputs, layer2: Path, tmp_path: Path
+    template: Stages, digits: Inputs, layer2: Path, tmp_path: Path
 ) -> None:
     """From −25.7 nats to −25.1 on held-out digits; 100 labels then leave errors of 34 % where guessing errs on 90 %.
 
     All runs are seeded: nothing here is left to chance.
     """
-    reader = Reader(Path(read.shards))
+    reader = Reader(Path(digits.shards))
     torch.manual_seed(0)
-    test = torch.bernoulli(torch.from_numpy(reader.values(divide(reader, read.split)["test"][:])))
+    test = torch.bernoulli(torch.from_numpy(reader.values(divide(reader, digits.split)["test"][:])))
     bounds = []
     for epochs in (0, 20):
         folder = tmp_path / str(epochs)
-        assert template.do(placed(dbm_job(read, layer2, {"epochs": epochs}), folder)) == 0, template.log
+        assert template.do(placed(dbm_job(digits, layer2, {"epochs": epochs}), folder)) == 0, template.log
         model = registry.load(folder / "model")
         assert isinstance(model, Stack) and isinstance(dbm := model[0], DBM)
         answer = dbm.log_prob(test, effort=Effort())
@@ -169,7 +159,7 @@ def test_training_raises_the_bound_and_a_classifier_learns_through_it(
         bounds.append(answer.nats.mean().item())
     assert bounds[1] > bounds[0] + 0.3
     few = Finetune(labels=[100], seeds=1, epochs=20, learning_rate=0.01, twin=False)
-    job = finetune_job(read, tmp_path / "20").model_copy(update={"finetune": few})
+    job = finetune_job(digits, tmp_path / "20").model_copy(update={"finetune": few})
     assert template.do(placed(job, tmp_path / "few")) == 0, template.log
     error = durable.read_json(tmp_path / "few" / "runs" / "100-0-pretrained" / "run.json")["error"]
     assert error < 60

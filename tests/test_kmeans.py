@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from sklearn.cluster import KMeans as Rival
 from torch import Tensor
 
 import lightning_modules as registry
+from conf import Split
 from conf.errors import InputError
 from conf.protocol import Inputs
 from lightning_modules import kmeans, passes, rounds
 from lightning_modules.kmeans import KMeans
-from tests import stage_kills
 from tests.pass_jobs import EVERYTHING, learned, measured, read, stored
 from tests.shard_folders import Given
-from tests.stage_kills import Stages, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, outcome, placed, train_job
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +29,8 @@ def seeded() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return stage_kills.inputs(tmp_path_factory.mktemp("digits")).model_copy(update={"split": EVERYTHING})
+def digits(digits: Inputs) -> Inputs:
+    return digits.model_copy(update={"split": EVERYTHING})
 
 
 def pixels(digits: Inputs) -> Tensor:
@@ -190,12 +189,6 @@ def test_too_few_samples_are_one_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ processes
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
 def test_two_ranks_are_one(template: Stages, tmp_path: Path) -> None:
     """Whole rounds add the same batches up; a mini-batch is cut in two, and float32 products of other sizes differ."""
     random = np.random.default_rng(0)
@@ -259,7 +252,7 @@ def test_the_untrained_twin_has_other_centres_of_the_same_spread(digits: Inputs)
 
 
 def test_evaluated_it_says_how_far_held_out_samples_lie_from_their_centres(digits: Inputs, tmp_path: Path) -> None:
-    held_out = digits.model_copy(update={"split": stage_kills.Split(test=0.2)})
+    held_out = digits.model_copy(update={"split": Split(test=0.2)})
     model, _ = learned(train_job(held_out, "kmeans", {}, num_visible=64, num_hidden=10), tmp_path)
     found = measured(tmp_path, held_out)
     assert found["test/inertia"] == pytest.approx(found["test/squared_error"], rel=1e-5)

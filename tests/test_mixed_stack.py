@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from flows.engine import RecipeRun
 from flows.progress import Reporter
 from lightning_modules.planning import plan
 from lightning_modules.stack import Stack
-from tests.stage_kills import Stages, outcome, stages
+from tests.stage_kills import Stages, outcome
 
 SHORT = [
     "evaluate=null", "train.checkpoint_steps=7", "train.log_steps=5", "stages.sparse.train.epochs=1",
@@ -27,12 +27,6 @@ SHORT = [
     "stages.classify.finetune={labels: [20], seeds: 2, epochs: 2, batch_size: 10}",
 ]  # fmt: skip
 MOMENTS = {"sparse": ("step", 17), "rbm": ("after step", 9), "code": ("step", 20), "classify": ("rename", 3)}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
 
 
 def run(out: Path, template: Stages, monkeypatch: pytest.MonkeyPatch, *, killed: bool) -> dict[str, Path]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from conf.protocol import Inputs
 from lightning_modules.interfaces import Effort
 from lightning_modules.mixture_model import GaussianMixture
-from tests import stage_kills
 from tests.pass_jobs import learned, measured
 from tests.stage_kills import train_job
 
@@ -26,11 +25,6 @@ THEIRS = {"diagonal": "diag", "full": "full", "spherical": "spherical"}
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return stage_kills.inputs(tmp_path_factory.mktemp("digits"))
 
 
 def overlapping(number: int = 600) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from conf.reading import parse
 from lightning_modules import passes
 from lightning_modules.planning import plan
 from lightning_modules.whitening import Whitening
-from tests import stage_kills
 from tests.pass_jobs import EVERYTHING, learned, measured, mixed, read, stored
 from tests.shard_folders import Given
-from tests.stage_kills import Stages, finetune_job, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, finetune_job, outcome, placed, train_job
 
 
 @pytest.fixture(autouse=True)
@@ -182,12 +180,6 @@ def test_a_plan_refuses_in_one_line(declared: str, line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """12,000 samples of 784 values: two batches of a pass."""
     random = np.random.default_rng(0)
@@ -210,8 +202,9 @@ def test_ranks_merge_what_they_have_seen(template: Stages, wide: Inputs, tmp_pat
         torch.testing.assert_close(three[name], one[name], rtol=1e-7, atol=1e-9)
 
 
-def test_two_ranks_learn_on_whitened_codes_and_the_twin_keeps_them(template: Stages, tmp_path: Path) -> None:
-    digits = stage_kills.inputs(tmp_path / "digits")
+def test_two_ranks_learn_on_whitened_codes_and_the_twin_keeps_them(
+    template: Stages, digits: Inputs, tmp_path: Path
+) -> None:
     white = train_job(digits, "whitening", {}, num_visible=64, num_hidden=20)
     assert template.do(placed(white, tmp_path / "white")) == 0, template.log
     job = train_job(digits, "autoencoder", {}, tmp_path / "white", num_visible=20, num_hidden=9, loss="squared_error")

@@ -15,7 +15,6 @@ from lightning_modules.kmeans import KMeans
 from lightning_modules.patch_features import PatchFeatures
 from lightning_modules.stack import Stack
 from lightning_modules.unrolled import DeepAutoencoder
-from tests import stage_kills
 from tests.pass_jobs import learned, measured, stored
 from tests.stage_kills import train_job
 
@@ -23,11 +22,6 @@ from tests.stage_kills import train_job
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return stage_kills.inputs(tmp_path_factory.mktemp("digits"))
 
 
 def test_codes_are_triangles_of_patches_pooled_over_regions() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,38 @@ from data.shards import Reader
 from data.splits import divide
 from lightning_modules.boltzmann import RBM
 from tests.conftest import until
-from tests.stage_kills import Stages, inputs, on_ranks, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, on_ranks, outcome, placed, train_job
 
 ADAM = {"optimizer": "adam", "learning_rate": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return inputs(tmp_path_factory.mktemp("shards"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load((folder / "model" / "weights.safetensors").read_bytes())
 
 
-def jobs(read: Inputs) -> dict[str, Any]:
+def jobs(digits: Inputs) -> dict[str, Any]:
     return {
-        "chains": train_job(read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd", num_chains=21),
+        "chains": train_job(digits, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd", num_chains=21),
         "fast weights and moving averages": train_job(
-            read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="fast_pcd", num_chains=21, centered=True,
+            digits, "rbm", {}, num_visible=64, num_hidden=8, algorithm="fast_pcd", num_chains=21, centered=True,
             sparsity_target=0.2,
         ),
-        "two optimizers": train_job(read, "gan", ADAM, num_visible=64, num_latent=4),
-        "no noise": train_job(read, "autoencoder", {}, num_visible=64, num_hidden=8),
+        "two optimizers": train_job(digits, "gan", ADAM, num_visible=64, num_latent=4),
+        "no noise": train_job(digits, "autoencoder", {}, num_visible=64, num_hidden=8),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("sparsity_target", [None, 0.2])
 @pytest.mark.parametrize("batch_size", [100, 1299])
 def test_two_ranks_take_the_steps_of_one(
-    template: Stages, read: Inputs, tmp_path: Path, batch_size: int, sparsity_target: float | None
+    template: Stages, digits: Inputs, tmp_path: Path, batch_size: int, sparsity_target: float | None
 ) -> None:
     """The gradient of the global batch, whatever its pieces: with batches of 1,299 the last has one sample for two.
 
     Moving averages too: of activities, which penalties follow.
     """
     settings = {"epochs": 3, "batch_size": batch_size, "log_steps": 1}
-    job = train_job(read, "autoencoder", settings, num_visible=64, num_hidden=8, sparsity_target=sparsity_target)
+    job = train_job(digits, "autoencoder", settings, num_visible=64, num_hidden=8, sparsity_target=sparsity_target)
     assert template.do(placed(job, tmp_path / "one")) == 0, template.log
     assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -72,12 +60,14 @@ def test_two_ranks_take_the_steps_of_one(
 
 
 @pytest.mark.parametrize("batch_size", [100, 1299])
-def test_two_ranks_sharpen_the_clusters_of_one(template: Stages, read: Inputs, tmp_path: Path, batch_size: int) -> None:
+def test_two_ranks_sharpen_the_clusters_of_one(
+    template: Stages, digits: Inputs, tmp_path: Path, batch_size: int
+) -> None:
     """Centres, encoder and how often each cluster is chosen, which the target of every sample follows."""
-    code = train_job(read, "autoencoder", {}, num_visible=64, num_hidden=8, activation="linear", loss="squared_error")
+    code = train_job(digits, "autoencoder", {}, num_visible=64, num_hidden=8, activation="linear", loss="squared_error")
     assert template.do(placed(code, tmp_path / "code")) == 0, template.log
     settings = {"epochs": 3, "batch_size": batch_size, "log_steps": 1, "learning_rate": 0.5}
-    job = train_job(read, "dec", settings, tmp_path / "code", num_clusters=10, averaging=0.5)
+    job = train_job(digits, "dec", settings, tmp_path / "code", num_clusters=10, averaging=0.5)
     assert template.do(placed(job, tmp_path / "one")) == 0, template.log
     assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -89,19 +79,19 @@ def test_two_ranks_sharpen_the_clusters_of_one(template: Stages, read: Inputs, t
 @pytest.mark.parametrize("algorithm", ["pcd", "fast_pcd", "parallel_tempering"])
 @pytest.mark.parametrize("centered", [False, True])
 def test_two_ranks_take_the_step_of_all_data_and_all_chains(
-    template: Stages, read: Inputs, tmp_path: Path, algorithm: str, centered: bool
+    template: Stages, digits: Inputs, tmp_path: Path, algorithm: str, centered: bool
 ) -> None:
     """Ten chains a rank, a batch of all data: the step one process would take to the same twenty states."""
     settings = {"batch_size": 1300, "epochs": 4, "checkpoint_steps": 1, "learning_rate": 0.1}
     arguments = {"algorithm": algorithm, "num_chains": 20, "num_temperatures": 3, "centered": centered}
-    job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, **arguments)
+    job = train_job(digits, "rbm", settings, num_visible=64, num_hidden=8, **arguments)
     assert template.do_on_ranks(placed(job, tmp_path), 2, ("step", 3))[1] == -signal.SIGKILL
     checkpoint = tmp_path / "checkpoint"
     before, after = (torch.load(checkpoint / f"{step}.pt", weights_only=True)["model"] for step in (1, 2))
     chains = torch.cat([torch.load(checkpoint / f"2.rank{rank}.pt", weights_only=True)["chains"] for rank in (0, 1)])
     model = chains[:, -1] if algorithm == "parallel_tempering" else chains
-    reader = Reader(Path(read.shards))
-    train = divide(reader, read.split)["train"][:]
+    reader = Reader(Path(digits.shards))
+    train = divide(reader, digits.split)["train"][:]
     rbm = RBM(num_visible=64, num_hidden=8, **arguments)  # type: ignore[arg-type]
     rbm.load_state_dict(before)
     assert len(train) <= 1300 and model.shape == (20, 64)
@@ -119,8 +109,8 @@ def test_two_ranks_take_the_step_of_all_data_and_all_chains(
 
 
 @pytest.mark.parametrize("name", ["chains", "two optimizers"])
-def test_a_batch_too_small_for_two_ranks(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
-    job = jobs(read)[name]
+def test_a_batch_too_small_for_two_ranks(template: Stages, digits: Inputs, tmp_path: Path, name: str) -> None:
+    job = jobs(digits)[name]
     few = job.model_copy(update={"train": job.train.model_copy(update={"batch_size": 1299, "log_steps": 1})})
     assert template.do_on_ranks(placed(few, tmp_path), 2) == [0, 0], template.log
     journal = [metrics for _, metrics in outcome(tmp_path)["journal"] if "train/learning_rate" in metrics]
@@ -128,8 +118,8 @@ def test_a_batch_too_small_for_two_ranks(template: Stages, read: Inputs, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["chains", "fast weights and moving averages", "two optimizers"])
-def test_one_rank_dies_and_the_rest_is_the_same(template: Stages, read: Inputs, tmp_path: Path, name: str) -> None:
-    job = jobs(read)[name]
+def test_one_rank_dies_and_the_rest_is_the_same(template: Stages, digits: Inputs, tmp_path: Path, name: str) -> None:
+    job = jobs(digits)[name]
     assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0], template.log
     for step in (1, 7, 8, 23):
         folder = tmp_path / f"killed-{step}"
@@ -139,9 +129,9 @@ def test_one_rank_dies_and_the_rest_is_the_same(template: Stages, read: Inputs, 
         assert outcome(folder) == outcome(tmp_path / "whole"), f"killed in step {step}"
 
 
-def test_chains_are_saved_under_their_global_index(template: Stages, read: Inputs, tmp_path: Path) -> None:
+def test_chains_are_saved_under_their_global_index(template: Stages, digits: Inputs, tmp_path: Path) -> None:
     """Two ranks' chains are one set: what they saved, one rank can load, and says that it is no exact resume."""
-    job = jobs(read)["chains"]
+    job = jobs(digits)["chains"]
     assert template.do_on_ranks(placed(job, tmp_path), 2, ("step", 10))[1] == -signal.SIGKILL
     shares = [torch.load(tmp_path / "checkpoint" / f"7.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [{name: len(value) for name, value in share.items()} for share in shares] == [
@@ -153,10 +143,10 @@ def test_chains_are_saved_under_their_global_index(template: Stages, read: Input
 
 @pytest.mark.parametrize("told", [[1], [0, 1]], ids=["one", "both"])
 def test_sigterm_stops_both_ranks_after_the_same_step(
-    template: Stages, read: Inputs, tmp_path: Path, told: list[int]
+    template: Stages, digits: Inputs, tmp_path: Path, told: list[int]
 ) -> None:
     settings = {"epochs": 40, "checkpoint_steps": 100}
-    job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
+    job = train_job(digits, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do_on_ranks(placed(job, tmp_path / "whole"), 2) == [0, 0]
     processes = template.start(on_ranks(placed(job, tmp_path / "stopped"), 2), ranks=2)
     checkpoint = tmp_path / "stopped" / "checkpoint"
@@ -170,7 +160,7 @@ def test_sigterm_stops_both_ranks_after_the_same_step(
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
-def test_ranks_that_drift_apart_are_a_bug(template: Stages, read: Inputs, tmp_path: Path) -> None:
-    statuses = template.do_on_ranks(placed(jobs(read)["no noise"], tmp_path), 2, ("drift", 26))
+def test_ranks_that_drift_apart_are_a_bug(template: Stages, digits: Inputs, tmp_path: Path) -> None:
+    statuses = template.do_on_ranks(placed(jobs(digits)["no noise"], tmp_path), 2, ("drift", 26))
     assert statuses == [1, 1] and "the ranks' weights differ after step 26" in template.log
     assert not (tmp_path / "result.json").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,67 +12,56 @@ import pytest
 from conf.protocol import Inputs
 from data import durable
 from tests.conftest import until
-from tests.stage_kills import Stages, finetune_job, inputs, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, finetune_job, outcome, placed, train_job
 
 TOTAL = 26  # steps: two epochs of 13
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return inputs(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(scope="module")
-def layer1(template: Stages, read: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layer1(template: Stages, digits: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished layer to stand on."""
     folder = tmp_path_factory.mktemp("layer1")
-    assert template.do(placed(train_job(read, "rbm", {}, num_visible=64, num_hidden=20), folder)) == 0
+    assert template.do(placed(train_job(digits, "rbm", {}, num_visible=64, num_hidden=20), folder)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def layer2(template: Stages, read: Inputs, layer1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layer2(template: Stages, digits: Inputs, layer1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, the upper one with label units."""
     folder = tmp_path_factory.mktemp("layer2")
-    job = train_job(read, "labeled_rbm", {}, layer1, num_visible=20, num_hidden=10, num_classes=10)
+    job = train_job(digits, "labeled_rbm", {}, layer1, num_visible=20, num_hidden=10, num_classes=10)
     assert template.do(placed(job, folder)) == 0, template.log
     return folder
 
 
-def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
+def jobs(digits: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
     adam = {"optimizer": "adam", "learning_rate": 1e-3}
     pcd = {"momentum": 0.5, "weight_decay": 1e-3, "schedule": "linear"}
     return {
-        "chains": train_job(read, "rbm", pcd, num_visible=64, num_hidden=24, algorithm="pcd", num_chains=30),
+        "chains": train_job(digits, "rbm", pcd, num_visible=64, num_hidden=24, algorithm="pcd", num_chains=30),
         "replicas": train_job(
-            read, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="parallel_tempering", num_chains=9,
+            digits, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="parallel_tempering", num_chains=9,
             num_temperatures=3,
         ),
         "fast weights and moving averages": train_job(
-            read, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="fast_pcd", num_chains=30, centered=True,
+            digits, "rbm", pcd, num_visible=64, num_hidden=9, algorithm="fast_pcd", num_chains=30, centered=True,
             sparsity_target=0.2,
         ),
-        "two optimizers": train_job(read, "gan", adam, num_visible=64, num_latent=4),
-        "layer on a stack": train_job(read, "rbm", {}, layer1, num_visible=20, num_hidden=10),
+        "two optimizers": train_job(digits, "gan", adam, num_visible=64, num_latent=4),
+        "layer on a stack": train_job(digits, "rbm", {}, layer1, num_visible=20, num_hidden=10),
         "labels and their chains": train_job(
-            read, "labeled_rbm", pcd, num_visible=64, num_hidden=9, num_classes=10, algorithm="pcd", num_chains=30
+            digits, "labeled_rbm", pcd, num_visible=64, num_hidden=9, num_classes=10, algorithm="pcd", num_chains=30
         ),
         "upside down on draws": train_job(
-            read, "rbm", pcd, layer1, num_visible=20, num_hidden=64, start="tied", algorithm="pcd", num_chains=30
+            digits, "rbm", pcd, layer1, num_visible=20, num_hidden=64, start="tied", algorithm="pcd", num_chains=30
         ),
-        "made of a stack": train_job(read, "deep_autoencoder", adam, layer1),
-        "centres of codes": train_job(read, "dec", adam, layer1, num_clusters=10),
-        "up and down": train_job(read, "up_down", pcd | {"binarize": "sample"}, layer2).model_copy(
+        "made of a stack": train_job(digits, "deep_autoencoder", adam, layer1),
+        "centres of codes": train_job(digits, "dec", adam, layer1, num_clusters=10),
+        "up and down": train_job(digits, "up_down", pcd | {"binarize": "sample"}, layer2).model_copy(
             update={"labeled": True}
         ),
         "noise and binarization": train_job(
-            read, "vae", adam | {"binarize": "sample"}, num_visible=64, num_latent=3, hidden=[16]
+            digits, "vae", adam | {"binarize": "sample"}, num_visible=64, num_latent=3, hidden=[16]
         ),
     }  # fmt: skip
 
@@ -85,9 +73,9 @@ def jobs(read: Inputs, layer1: Path, layer2: Path) -> dict[str, Any]:
      "noise and binarization"],
 )  # fmt: skip
 def test_killed_at_any_step_the_rest_is_the_same(
-    template: Stages, read: Inputs, layer1: Path, layer2: Path, tmp_path: Path, name: str
+    template: Stages, digits: Inputs, layer1: Path, layer2: Path, tmp_path: Path, name: str
 ) -> None:
-    job = jobs(read, layer1, layer2)[name]
+    job = jobs(digits, layer1, layer2)[name]
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert [step for step, metrics in whole["journal"] if "train/learning_rate" in metrics] == [5, 10, 15, 20, 25, 26]
@@ -111,9 +99,9 @@ def test_killed_at_any_step_the_rest_is_the_same(
     assert kills == 3 and outcome(folder) == whole
 
 
-def test_killed_between_any_two_files_the_rest_is_the_same(template: Stages, read: Inputs, tmp_path: Path) -> None:
+def test_killed_between_any_two_files_the_rest_is_the_same(template: Stages, digits: Inputs, tmp_path: Path) -> None:
     """Around every rename of a run: the files of each checkpoint, weights, model.json, result.json."""
-    job = train_job(read, "rbm", {"epochs": 1, "checkpoint_steps": 4}, num_visible=64, num_hidden=8, algorithm="pcd")
+    job = train_job(digits, "rbm", {"epochs": 1, "checkpoint_steps": 4}, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
     whole = outcome(tmp_path / "whole")
     number, killed = 1, 0
@@ -131,9 +119,9 @@ def test_killed_between_any_two_files_the_rest_is_the_same(template: Stages, rea
 
 
 def test_a_finetuning_killed_within_or_between_its_runs(
-    template: Stages, read: Inputs, layer1: Path, tmp_path: Path
+    template: Stages, digits: Inputs, layer1: Path, tmp_path: Path
 ) -> None:
-    job = finetune_job(read, layer1)
+    job = finetune_job(digits, layer1)
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     whole = outcome(tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("runs/*/run.json"))) == 8
@@ -152,9 +140,9 @@ def test_a_finetuning_killed_within_or_between_its_runs(
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "chains", "description", "format"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    template: Stages, read: Inputs, tmp_path: Path, damage: str
+    template: Stages, digits: Inputs, tmp_path: Path, damage: str
 ) -> None:
-    job = train_job(read, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd")
+    job = train_job(digits, "rbm", {}, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
     assert template.do(placed(job, tmp_path / "hurt"), ("step", 20)) == -signal.SIGKILL
     checkpoint = tmp_path / "hurt" / "checkpoint"
@@ -166,8 +154,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert outcome(tmp_path / "hurt") == outcome(tmp_path / "whole")
 
 
-def test_when_no_checkpoint_is_whole_that_is_said(template: Stages, read: Inputs, tmp_path: Path) -> None:
-    job = placed(train_job(read, "rbm", {}, num_visible=64, num_hidden=8), tmp_path / "hurt")
+def test_when_no_checkpoint_is_whole_that_is_said(template: Stages, digits: Inputs, tmp_path: Path) -> None:
+    job = placed(train_job(digits, "rbm", {}, num_visible=64, num_hidden=8), tmp_path / "hurt")
     assert template.do(job, ("step", 20)) == -signal.SIGKILL
     for step in (7, 14):
         hurt(tmp_path / "hurt" / "checkpoint", step, "flipped")
@@ -193,10 +181,10 @@ def hurt(checkpoint: Path, step: int, damage: str) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_under_way(
-    template: Stages, read: Inputs, tmp_path: Path, number: int, status: int
+    template: Stages, digits: Inputs, tmp_path: Path, number: int, status: int
 ) -> None:
     settings = {"epochs": 60, "checkpoint_steps": 10_000}
-    job = train_job(read, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
+    job = train_job(digits, "rbm", settings, num_visible=64, num_hidden=8, algorithm="pcd")
     assert template.do(placed(job, tmp_path / "whole")) == 0
     [process] = template.start(placed(job, tmp_path / "stopped"))
     until(lambda: '"done"' in (template.folder / "said").read_text(), 30)
@@ -209,9 +197,11 @@ def test_a_signal_saves_the_step_under_way(
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
-def test_killed_at_any_time_by_somebody_else(template: Stages, read: Inputs, tmp_path: Path) -> None:
+def test_killed_at_any_time_by_somebody_else(template: Stages, digits: Inputs, tmp_path: Path) -> None:
     """As the kernel does when memory runs out: at no moment of ours."""
-    job = train_job(read, "rbm", {"epochs": 60, "checkpoint_steps": 50}, num_visible=64, num_hidden=8, algorithm="pcd")
+    job = train_job(
+        digits, "rbm", {"epochs": 60, "checkpoint_steps": 50}, num_visible=64, num_hidden=8, algorithm="pcd"
+    )
     assert template.do(placed(job, tmp_path / "whole")) == 0
     for checkpoints in (1, 3, 6, 10):
         [process] = template.start(placed(job, tmp_path / "killed"))
@@ -223,8 +213,8 @@ def test_killed_at_any_time_by_somebody_else(template: Stages, read: Inputs, tmp
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-def test_other_threads_are_said_not_to_be_exact(template: Stages, read: Inputs, tmp_path: Path) -> None:
-    job = train_job(read, "rbm", {}, num_visible=64, num_hidden=8)
+def test_other_threads_are_said_not_to_be_exact(template: Stages, digits: Inputs, tmp_path: Path) -> None:
+    job = train_job(digits, "rbm", {}, num_visible=64, num_hidden=8)
     assert template.do(placed(job, tmp_path), ("step", 20)) == -signal.SIGKILL
     other = job.model_copy(update={"train": job.train.model_copy(update={"threads": 2})})
     assert template.do(placed(other, tmp_path)) == 0

@@ -30,16 +30,11 @@ from lightning_modules.stack import Stack
 from lightning_modules.tfidf import TfIdf
 from lightning_modules.whitening import PCA, Standardize
 from tests.pass_jobs import learned, measured, read
-from tests.stage_kills import finetune_job, inputs, standing_on, train_job
+from tests.stage_kills import finetune_job, standing_on, train_job
 
 KINDS = {"cars": "engine wheel road driver brakes", "space": "orbit moon rocket launch planet"}
 
 BOTH = ["the", "of", "and", "people", "time", "think"]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return inputs(tmp_path_factory.mktemp("digits") / "shards")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,10 @@ import torch
 from safetensors.torch import load
 
 from conf.protocol import Inputs
-from tests.stage_kills import Stages, finetune_job, inputs, outcome, placed, stages, train_job
+from tests.stage_kills import Stages, finetune_job, outcome, placed, train_job
 
 UPDATES = ["online", "gradient"]
 SMALL = {"num_visible": 64, "num_hidden": 24, "tolerance": 1e-5, "max_steps": 100}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with stages(tmp_path_factory.mktemp("template")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return inputs(tmp_path_factory.mktemp("shards"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,10 +22,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_path: Path, update: str) -> None:
+def test_two_ranks_take_the_steps_of_one(template: Stages, digits: Inputs, tmp_path: Path, update: str) -> None:
     """Statistics are those of the whole batch whatever its pieces: of 1,299 the last batch has one sample for two."""
     settings = {"epochs": 4, "batch_size": 1299, "log_steps": 1}
-    job = train_job(read, "sparse_coding", settings, **SMALL, update=update)
+    job = train_job(digits, "sparse_coding", settings, **SMALL, update=update)
     assert template.do(placed(job, tmp_path / "one")) == 0, template.log
     assert template.do_on_ranks(placed(job, tmp_path / "two"), 2) == [0, 0], template.log
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -47,10 +35,10 @@ def test_two_ranks_take_the_steps_of_one(template: Stages, read: Inputs, tmp_pat
 
 @pytest.mark.parametrize("update", UPDATES)
 def test_killed_and_resumed_it_is_the_same_to_the_byte(
-    template: Stages, read: Inputs, tmp_path: Path, update: str
+    template: Stages, digits: Inputs, tmp_path: Path, update: str
 ) -> None:
     """Also across the revival of atoms, at step 50, for which the penalty makes occasion."""
-    job = train_job(read, "sparse_coding", {"epochs": 5}, **SMALL, update=update, penalty=2.5)
+    job = train_job(digits, "sparse_coding", {"epochs": 5}, **SMALL, update=update, penalty=2.5)
     assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
     killed = placed(job, tmp_path / "killed")
     assert template.do(killed, ("step", 46)) == -signal.SIGKILL
@@ -59,7 +47,7 @@ def test_killed_and_resumed_it_is_the_same_to_the_byte(
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-def test_stands_in_a_stack_and_is_fine_tuned_with_it(template: Stages, read: Inputs, tmp_path: Path) -> None:
+def test_stands_in_a_stack_and_is_fine_tuned_with_it(template: Stages, digits: Inputs, tmp_path: Path) -> None:
     """On an autoencoder's codes, under another; the classifier's gradient moves its atoms."""
     stack: Path | None = None
     layers: list[tuple[str, dict[str, Any]]] = [
@@ -68,12 +56,12 @@ def test_stands_in_a_stack_and_is_fine_tuned_with_it(template: Stages, read: Inp
         ("autoencoder", {"num_visible": 24, "num_hidden": 10, "loss": "squared_error"}),
     ]
     for height, (kind, arguments) in enumerate(layers):
-        job = train_job(read, kind, {"epochs": 1}, stack, **arguments).model_copy(update={"hand_up": "mean"})
+        job = train_job(digits, kind, {"epochs": 1}, stack, **arguments).model_copy(update={"hand_up": "mean"})
         assert template.do(placed(job, tmp_path / str(height))) == 0, template.log
         stack = tmp_path / str(height)
     assert stack is not None
     few = tmp_path / "few"
-    assert template.do(placed(finetune_job(read, stack), few)) == 0, template.log
+    assert template.do(placed(finetune_job(digits, stack), few)) == 0, template.log
     pretrained, tuned = weights(stack), weights(few / "runs" / "20-0-pretrained")
     moved = tuned["stack.layers.1.dictionary"] - pretrained["layers.1.dictionary"]
     assert 1e-4 < moved.abs().max() < 1

@@ -22,7 +22,7 @@ from lightning_modules.stack import Stack
 from lightning_modules.topics import LDA
 from tests.pass_jobs import learned, read
 from tests.pass_jobs import measured as evaluated
-from tests.stage_kills import inputs, train_job
+from tests.stage_kills import train_job
 
 WORDS = [[3, 1, 0, 0], [0, 2, 2, 0], [1, 1, 1, 1], [5, 0, 0, 1], [0, 0, 0, 2]]
 
@@ -42,17 +42,15 @@ def measured(model: Fitted, folder: Path, shards: Inputs) -> dict[str, Any]:
     return evaluated(folder, shards, num_examples=100)
 
 
-def test_a_machine_of_rectified_units_is_evaluated_without_a_likelihood(tmp_path: Path) -> None:
+def test_a_machine_of_rectified_units_is_evaluated_without_a_likelihood(digits: Inputs, tmp_path: Path) -> None:
     torch.manual_seed(0)
     rbm = RBM(num_visible=64, num_hidden=10, visible="gaussian", hidden="relu")
-    metrics = measured(Stack(layers=[rbm]), tmp_path / "stage", inputs(tmp_path / "shards"))
+    metrics = measured(Stack(layers=[rbm]), tmp_path / "stage", digits)
     assert math.isfinite(metrics["test/squared_error"]) and "test/log_prob" not in metrics
 
 
-def test_gray_levels_are_no_states(tmp_path: Path) -> None:
-    job = train_job(
-        inputs(tmp_path / "shards"), "rbm", {"epochs": 1}, num_visible=64, num_hidden=4, visible="softmax", num_states=4
-    )
+def test_gray_levels_are_no_states(digits: Inputs, tmp_path: Path) -> None:
+    job = train_job(digits, "rbm", {"epochs": 1}, num_visible=64, num_hidden=4, visible="softmax", num_states=4)
     with pytest.raises(InputError, match=r"stage \w+: softmax units are states: of every 4 values one is 1"):
         learned(job, tmp_path / "stage")
 
