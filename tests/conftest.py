@@ -218,6 +218,11 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]
     return give
 
 
+def ask(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """The digits as shards, for jobs that read them."""

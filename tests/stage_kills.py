@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,20 @@ class Stages:
     def do_on_ranks(self, job: Any, ranks: int, moment: tuple[str, int] | None = None) -> list[int]:
         self.start(on_ranks(job, ranks), moment, ranks)
         return self.wait()
+
+    def kill_around_renames(self, job: Any, folder: Path) -> int:
+        """Before and after each rename of a run, which then goes on and must end as an undisturbed one → kills."""
+        assert self.do(placed(job, folder / "whole")) == 0, self.log
+        whole, kills = outcome(folder / "whole"), 0
+        for moment in ("before rename", "after rename"):
+            for number in count(1):
+                again = folder / f"{moment}-{number}"
+                if self.do(placed(job, again), (moment, number)) == 0:
+                    break
+                assert self.do(placed(job, again)) == 0, self.log
+                assert outcome(again) == whole, f"killed {moment} {number}"
+                kills += 1
+        return kills
 
     @property
     def log(self) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -27,7 +26,7 @@ from data.ingest import ingest
 from data.sources import open_source
 from data.workers import Unseen, made_by_processes
 from flows import servers
-from tests.conftest import DIGITS, LAYER, MARK, NOBODY, Command, until
+from tests.conftest import DIGITS, LAYER, MARK, NOBODY, Command, ask, until
 from tests.shard_folders import contents, digits
 
 pytest.importorskip("prefect_dask")
@@ -140,8 +139,7 @@ def _said(process: subprocess.Popen[str]) -> Any:
 
 
 def _rows(database: Path, query: str) -> list[str]:
-    with sqlite3.connect(database) as connection:
-        return [row[0] for row in connection.execute(query)]
+    return [row[0] for row in ask(database, query)]
 
 
 def test_a_bad_sample_is_one_line(

@@ -236,15 +236,4 @@ def test_a_rank_that_cannot_finish_ends_all(template: Stages, wide: Inputs, tmp_
 
 def test_killed_between_any_two_files_the_model_is_the_same(template: Stages, wide: Inputs, tmp_path: Path) -> None:
     job = train_job(wide, "standardize", {}, num_visible=784)
-    assert template.do(placed(job, tmp_path / "whole")) == 0, template.log
-    whole = outcome(tmp_path / "whole")
-    for moment in ("before rename", "after rename"):
-        number = 1
-        while True:
-            folder = tmp_path / f"{moment}-{number}"
-            if template.do(placed(job, folder), (moment, number)) == 0:
-                break
-            assert template.do(placed(job, folder)) == 0, template.log
-            assert outcome(folder) == whole, f"killed {moment} {number}"
-            number += 1
-        assert number >= 4  # weights, model, result
+    assert template.kill_around_renames(job, tmp_path) == 2 * 3  # weights, model, result

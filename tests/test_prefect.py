@@ -19,7 +19,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import durable
-from tests.conftest import DIGITS, NOBODY, PLAIN, Command, trained, until
+from tests.conftest import DIGITS, NOBODY, PLAIN, Command, ask, trained, until
 
 pytestmark = pytest.mark.alone
 
@@ -147,11 +147,8 @@ def _children(process: int) -> list[str]:
 
 
 def _completed(out: Path) -> bool:
-    connection = sqlite3.connect(out / "prefect" / "prefect.db")
+    query = "select count(*) from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
     try:
-        query = "select count(*) from flow_run where deployment_id is not null and state_type = 'COMPLETED'"
-        return bool(connection.execute(query).fetchone()[0])
+        return bool(ask(out / "prefect" / "prefect.db", query)[0][0])
     except sqlite3.OperationalError:  # locked for a moment
         return False
-    finally:
-        connection.close()

@@ -102,20 +102,8 @@ def test_killed_at_any_step_the_rest_is_the_same(
 def test_killed_between_any_two_files_the_rest_is_the_same(template: Stages, digits: Inputs, tmp_path: Path) -> None:
     """Around every rename of a run: the files of each checkpoint, weights, model.json, result.json."""
     job = train_job(digits, "rbm", {"epochs": 1, "checkpoint_steps": 4}, num_visible=64, num_hidden=8, algorithm="pcd")
-    assert template.do(placed(job, tmp_path / "whole")) == 0
-    whole = outcome(tmp_path / "whole")
-    number, killed = 1, 0
-    for moment in ("before rename", "after rename"):
-        number = 1
-        while True:
-            folder = tmp_path / f"{moment}-{number}"
-            if template.do(placed(job, folder), (moment, number)) == 0:
-                break
-            killed += 1
-            assert template.do(placed(job, folder)) == 0, template.log
-            assert outcome(folder) == whole, f"killed {moment} {number}"
-            number += 1
-    assert killed == 2 * (3 * 4 + 3)  # three checkpoints of four files, then the model's two and the result
+    kills = template.kill_around_renames(job, tmp_path)
+    assert kills == 2 * (3 * 4 + 3)  # three checkpoints of four files, then the model's two and the result
 
 
 def test_a_finetuning_killed_within_or_between_its_runs(

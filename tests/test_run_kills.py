@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from data import durable
-from tests.conftest import DIGITS, PLAIN, Command, Ended, contents, reached, resume_point, stage, trained, until
+from tests.conftest import DIGITS, PLAIN, Command, Ended, ask, contents, reached, resume_point, stage, trained, until
 from tests.stage_kills import outcome
 
 pytestmark = pytest.mark.alone
@@ -32,14 +31,6 @@ STAGES = """\
     train: {epochs: 20, checkpoint_steps: 40, optimizer: adam, learning_rate: 1e-3}
   classify: {on: layer1, finetune: {labels: [10], seeds: 4, epochs: 20}}
 """
-
-
-def ask(database: Path, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(database)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 def when(process: subprocess.Popen[str], seen: Callable[[], Any]) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from conf.journal import Journal
 from data import durable
 from flows import follower, sent, tracking
+from tests.conftest import ask
 from tests.finished_run import RECIPE, RUN, STAGES, build, key, layer1, record, stage
 
 LAYER1 = [row for row in STAGES if row["name"] in ("data", "layer1")]
@@ -49,14 +49,6 @@ def output(folder: Path, migrated: Path) -> Path:
     folder.mkdir()
     shutil.copy(migrated, folder / "mlflow.db")
     return folder
-
-
-def ask(database: Path, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(database)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
 
 
 def history(out: Path) -> list[tuple[Any, ...]]:
