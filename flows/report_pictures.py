@@ -170,7 +170,10 @@ def reconstructions(run: Run) -> str:
         if content:
             sets.append(stage.set)
             picture = image(content, f"originals above reconstructions of {stage.name}")
-            small = f"{text(measured([stage.set]))} samples, the reconstruction under each original"
+            where = "the reconstruction under each original"
+            if arrays["originals"].ndim < 3:  # values that are no pictures
+                where = "a row each, reconstructions below originals"
+            small = f"{text(measured([stage.set]))} samples, {where}"
             if "corrupted" in arrays:
                 small += ", between them the corrupted copy it was made from; numbers are of clean ones"
             error = (stage.result.metrics if stage.result else {}).get(f"{stage.set}/squared_error")

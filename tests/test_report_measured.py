@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from flows import report
+from flows import report, report_pictures
+from flows.results import Run, Stage
 from tests.finished_run import RUN, STAGES, record, stage
 from tests.test_report import EVIL, Reader
 
@@ -64,6 +66,14 @@ def test_stages_of_no_epochs_are_called_so(tmp_path: Path) -> None:
     record(tmp_path, shown, recipe=recipe)
     said = Reader(report.write(tmp_path, RUN).read_text()).words
     assert "pretrained layer1 (rbm, no epochs) and trained vae (vae)" in said
+
+
+@pytest.mark.parametrize(("shape", "where"), [((3, 4), "a row each"), ((3, 2, 2), "under each original")])
+def test_reconstructions_say_where_they_stand(tmp_path: Path, shape: tuple[int, ...], where: str) -> None:
+    (tmp_path / "figures").mkdir()
+    np.savez(tmp_path / "figures" / "reconstructions.npz", originals=np.zeros(shape), reconstructions=np.ones(shape))
+    row = {"flow": "evaluate", "name": "rbm", "evaluates": "rbm", "kind": "rbm", "status": "finished"}
+    assert where in report_pictures.reconstructions(Run({}, [Stage(row, tmp_path, None)]))
 
 
 def test_only_what_stands_on_a_layer_grew_layer_by_layer(tmp_path: Path) -> None:
