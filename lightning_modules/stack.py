@@ -144,7 +144,8 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
         Parameters of two or more dimensions: uniform in ±g √(6 / (fan_in + fan_out)) (Glorot & Bengio 2010), where
         g = 4 under sigmoid codes, whose slope at 0 is 1/4, √2 under relu codes, else 1; all others zero. Without the 4
         the twin of a 784-500-500 sigmoid net errs on 31 % of MNIST from 100 labels instead of 21 %: no fair rival.
-        Buffers (the statistics of a whitening layer) stay. A layer that is itself made of layers randomizes those.
+        What says how the data lie stays: buffers (the statistics of a whitening layer), and parameters of visible units
+        (a learned variance). A layer that is itself made of layers randomizes those.
         """
         for layer in self.layers:
             if isinstance(layer, Randomizes):
@@ -152,7 +153,9 @@ class Stack(ComposedModel, Layer, HasHiddenLayers):
                 continue
             rectified = getattr(layer, "activation", None) == "relu"
             gain = 4.0 if layer.hidden_range == (0.0, 1.0) else math.sqrt(2) if rectified else 1.0
-            for parameter in layer.parameters():
+            for name, parameter in layer.named_parameters():
+                if name.startswith("visible_units."):
+                    continue
                 if parameter.ndim >= 2:
                     nn.init.xavier_uniform_(parameter, gain)
                 else:

@@ -109,6 +109,16 @@ def test_twin_has_glorot_weights_and_no_biases() -> None:
     assert all(parameter.requires_grad for parameter in stack.parameters())
 
 
+def test_twin_of_a_net_on_a_learned_variance_reads_the_data_on_their_scale() -> None:
+    layer = RBM(num_visible=3, num_hidden=2, visible="learned_gaussian")
+    layer.start_from_data(torch.tensor([[10.0, 1.0, -3.0], [14.0, 1.2, 3.0]]))
+    kept = {name: value.clone() for name, value in layer.visible_units.state_dict().items()}
+    Stack(layers=[layer]).randomize()
+    assert layer.weights.count_nonzero() == 6
+    torch.testing.assert_close(layer.visible_units.state_dict(), kept)
+    torch.testing.assert_close(kept["log_std"].exp(), torch.tensor([2.0, 0.1, 3.0]))
+
+
 def test_filters_are_projected_down_to_the_data() -> None:
     first, second, third = rbm(6, 5), rbm(5, 4), rbm(4, 2)
     filters = Stack(layers=[first, second, third]).filters()
