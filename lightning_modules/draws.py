@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FEW = 4096  # values of a call, below which a number each is quicker than what saves bits
+FEW = 10_000  # values of a call, below which a number each is quicker than what saves bits
 
 
 def bernoulli(mean: Tensor) -> Tensor:

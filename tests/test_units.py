@@ -184,7 +184,7 @@ def test_shared_bits_leave_each_unit_the_law_of_24_bits_of_its_own() -> None:
         assert on / 2**24 == pytest.approx(mean, abs=2**-24, rel=0)
 
 
-@pytest.mark.parametrize("shape", [(10, 101), (97, 101)])
+@pytest.mark.parametrize("shape", [(10, 101), (199, 101)])
 def test_units_are_drawn_one_by_one_with_their_own_means(shape: tuple[int, int]) -> None:
     """2,000 draws of each: frequencies, and products of neighbours. The sum of n squared scores is n ± 5 √(2n), about a
     false alarm in a million seeds; few and many units go different ways.
