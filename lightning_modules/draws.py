@@ -1,4 +1,4 @@
-"""How binary values are drawn, units and binarized data alike."""
+"""How binary values are drawn: units, and data that are binarized anew at every step."""
 
 from __future__ import annotations
 
